@@ -1,0 +1,43 @@
+"""The start-up self-check: which host symbols each node file needs, and which of them this host lacks."""
+
+from __future__ import annotations
+
+import importlib
+
+COMMON = (
+    "comfy.model_patcher.ModelPatcher.clone",
+    "comfy.model_management.load_models_gpu",
+    "comfy.model_management.throw_exception_if_processing_interrupted",
+)
+NEEDED = {
+    "painting_guide": (
+        *COMMON,
+        "comfy.model_patcher.ModelPatcher.set_model_sampler_post_cfg_function",
+        "comfy.model_patcher.ModelPatcher.add_wrapper_with_key",
+        "comfy.patcher_extension.WrappersMP.OUTER_SAMPLE",
+        "comfy.sd.VAE",
+        "comfy.utils.load_torch_file",
+        "folder_paths.get_filename_list",
+    ),
+}
+
+
+def resolves(symbol: str) -> bool:
+    """Tell whether the dotted name `symbol` (module, then attributes) exists in this host."""
+    parts = symbol.split(".")
+    for cut in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:cut]))
+        except ImportError:
+            continue
+        for attribute in parts[cut:]:
+            if not hasattr(found, attribute):
+                return False
+            found = getattr(found, attribute)
+        return True
+    return False
+
+
+def missing_symbols(module: str) -> list[str]:
+    """Return the symbols that `nodes/<module>.py` needs and this host lacks."""
+    return [symbol for symbol in NEEDED[module] if not resolves(symbol)]

@@ -1,0 +1,1 @@
+"""Benchmarks: `python run.py bench [NAME]` runs them and rewrites their sections of RESULTS.md."""

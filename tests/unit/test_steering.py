@@ -1,0 +1,91 @@
+"""Steering: descent on an objective, blending, and landing an Euler step."""
+
+import pytest
+import torch
+from guided_synthesis.guidance.steering import descend, landing, steered
+from torch.autograd import gradcheck
+
+
+def squared_distance_to(target):
+    return lambda latent: (latent - target).square().mean((1, 2, 3))
+
+
+def test_descent_goes_down_the_objective():
+    start, target = torch.zeros(2, 4, 8, 8), torch.full((2, 4, 8, 8), 0.5)
+    objective = squared_distance_to(target)
+    moved = descend(start, objective, steps=12, learning_rate=0.1)
+    assert (objective(moved) < 0.25 * objective(start)).all()
+
+
+def test_descent_is_that_of_an_adam_written_out():
+    torch.manual_seed(0)
+    start, target = torch.randn(1, 4, 3, 3), torch.randn(1, 4, 3, 3)
+    moved = descend(start, squared_distance_to(target), steps=3, learning_rate=0.1)
+    z, m, v = start.double(), 0.0, 0.0
+    for step in (1, 2, 3):
+        gradient = 2 * (z - target) / target.numel()
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        z = z - 0.1 * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+    assert torch.allclose(moved.double(), z, atol=1e-5)
+
+
+def test_samples_of_a_batch_do_not_influence_each_other():
+    torch.manual_seed(0)
+    start, target = torch.randn(3, 4, 6, 6), torch.randn(3, 4, 6, 6)
+    together = descend(start, squared_distance_to(target), 5, 0.1)
+    alone = descend(start[1:2], squared_distance_to(target[1:2]), 5, 0.1)
+    assert torch.equal(together[1:2], alone)
+
+
+def test_descent_works_in_inference_mode_and_leaves_its_input_alone():
+    with torch.inference_mode():
+        start = torch.randn(1, 4, 4, 4)
+        kept = start.clone()
+        moved = descend(start, lambda z: z.square().mean((1, 2, 3)), 2, 0.1)
+        assert torch.equal(start, kept) and not torch.equal(moved, start)
+
+
+def test_an_exception_of_tick_stops_the_descent():
+    calls = []
+
+    def tick():
+        calls.append(1)
+        if len(calls) == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        descend(torch.zeros(1, 4, 4, 4), lambda z: z.square().sum((1, 2, 3)), 10, 0.1, tick)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_strength_zero_and_region_zero_are_the_input_to_the_bit(dtype):
+    torch.manual_seed(0)
+    denoised, moved = torch.randn(2, 4, 8, 8).to(dtype), torch.randn(2, 4, 8, 8)
+    assert torch.equal(steered(denoised, moved, 0.0), denoised)
+    region = torch.zeros(1, 1, 8, 8)
+    region[..., :4] = 1
+    out = steered(denoised, moved, 1.0, region)
+    assert out.dtype == dtype
+    assert torch.equal(out[..., 4:], denoised[..., 4:])
+    assert torch.allclose(out[..., :4].float(), moved[..., :4], atol=0.05)
+
+
+def test_half_strength_goes_half_way():
+    denoised, moved = torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2)
+    assert torch.allclose(steered(denoised, moved, 0.5), torch.full((1, 4, 2, 2), 0.5))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 0.95])
+def test_an_euler_step_from_the_landing_estimate_reaches_the_target(ratio):
+    torch.manual_seed(0)
+    target, current = torch.randn(1, 4, 5, 5).double(), torch.randn(1, 4, 5, 5).double()
+    denoised = landing(target, current, ratio)
+    assert torch.allclose(denoised + ratio * (current - denoised), target)
+
+
+def test_steered_and_landing_pass_gradcheck():
+    torch.manual_seed(0)
+    a = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda x, y: landing(x, y, 0.4), (a, b))
