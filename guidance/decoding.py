@@ -50,7 +50,7 @@ class LinearDecoder:
 def fit_linear(latents: Tensor, pictures: Tensor) -> tuple[Tensor, Tensor]:
     """Fit the affine map from `latents` (B, C, h, w) to the cell means of `pictures` (B, 3, H, W), H = h * scale.
 
-    Returns `weight` (C, 3) and `bias` (3,), float32, solved in float64. Raises ValueError if the sizes do not fit.
+    Returns `weight` (C, 3) and `bias` (3,), float32, on the CPU, solved there in float64 (not every GPU has it). Raises ValueError if the sizes do not fit.
     """
     scale = pictures.shape[-1] // latents.shape[-1]
     if pictures.shape[-2:] != (latents.shape[-2] * scale, latents.shape[-1] * scale):
@@ -58,8 +58,8 @@ def fit_linear(latents: Tensor, pictures: Tensor) -> tuple[Tensor, Tensor]:
             f"The VAE made a picture of {tuple(pictures.shape[-2:])} px from a latent of {tuple(latents.shape[-2:])} "
             "cells; the linear decoder needs whole px per cell. Choose another decoder."
         )
-    colours = avg_pool2d(pictures.double(), scale).movedim(1, -1).flatten(0, -2)  # (N, 3)
-    cells = latents.double().movedim(1, -1).flatten(0, -2)  # (N, C)
+    colours = avg_pool2d(pictures.cpu().double(), scale).movedim(1, -1).flatten(0, -2)  # (N, 3)
+    cells = latents.cpu().double().movedim(1, -1).flatten(0, -2)  # (N, C)
     affine = torch.cat([cells, torch.ones_like(cells[:, :1])], dim=1)
     solution = torch.linalg.lstsq(affine, colours).solution.float()
     return solution[:-1], solution[-1]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
 import comfy.taesd.taesd
-import comfy.utils
 import folder_paths
 import torch
 from torch import Tensor
@@ -19,72 +18,122 @@ from ...guidance.decoding import Decoder, LinearDecoder, colour_field, fit_linea
 from . import gradients
 
 DECODERS = ("vae", "taesd", "linear")
-BACKWARD = 3  # activations kept for the backward pass, against the host's figure for decoding alone
-FIELD_SIDE = 256  # px of the picture that the linear decoder is fitted to
-_fitted: weakref.WeakKeyDictionary[Any, tuple[Tensor, Tensor]] = weakref.WeakKeyDictionary()
+FIELD_CELLS = 32  # latent cells along each side of the picture that the linear decoder is fitted to
+TAESD_BYTES = 2 * 141_000  # per latent cell: measured activations of TAESD in float32, and as much to work with
+_fitted: weakref.WeakKeyDictionary[Any, dict[Any, tuple[Tensor, Tensor]]] = weakref.WeakKeyDictionary()
 
 
 class NetworkDecoder:
-    """A decoder that runs a network of the host: `decode` maps the model's latents to RGB, as in gradients.decode."""
+    """A decoder that runs a network of the host, which is loaded when first needed and when a latent is larger."""
 
-    def __init__(self, name: str, cost: str, scale: int, decode: Callable[[Tensor], Tensor]) -> None:
-        self.name, self.cost, self.scale, self.calls, self._decode = name, cost, scale, 0, decode
+    def __init__(
+        self,
+        name: str,
+        cost: str,
+        scale: int,
+        decode: Callable[[Tensor], Tensor],
+        patcher: Any,
+        memory: Callable[[torch.Size], float],
+        checkpointing: bool = False,
+        whole: bool = False,
+    ) -> None:
+        """Take `decode` (latents of the model's space to RGB) and the `patcher` (ModelPatcher) of its network.
+
+        `memory` gives the bytes of a decode and its backward pass by shape of the latent; `whole`: never in part.
+        """
+        self.name, self.cost, self.scale, self.calls = name, cost, scale, 0
+        self._decode, self._patcher, self._memory = decode, patcher, memory
+        self._checkpointing, self._whole, self._room = checkpointing, whole, 0.0
+
+    def close(self) -> None:
+        """Let go of the network; an own one is freed with it."""
+        del self._decode, self._patcher, self._memory
 
     def __call__(self, latent: Tensor) -> Tensor:
-        """Return RGB (B, 3, H, W), float32, on the device of `latent` (B, C, h, w)."""
+        """Return RGB (B, 3, H, W), float32, not clamped, on the device of `latent` (B, C, h, w)."""
+        self._load(latent.shape)
         self.calls += 1
-        return self._decode(latent).to(latent.device)
+        network = self._patcher.model
+        saving = gradients.checkpointed(network) if self._checkpointing else nullcontext()
+        with gradients.differentiable(), saving:
+            return self._decode(latent).to(latent.device)
+
+    def _load(self, shape: torch.Size) -> None:
+        needed = self._memory(shape)
+        if needed > self._room or not gradients.is_loaded(self._patcher):
+            gradients.load([self._patcher], needed, self._whole)
+            self._room = needed
 
 
 def check_decoder(name: str, vae: Any, model: Any) -> int:
     """Return the VAE's px per latent cell; raise ValueError if decoder `name` cannot serve `model` with `vae`."""
-    if not hasattr(vae, "first_stage_model"):
+    if name not in DECODERS:
+        raise ValueError(f"There is no decoder {name!r}. Choose one of {', '.join(DECODERS)}.")
+    if getattr(vae, "first_stage_model", None) is None:
         raise ValueError("The vae input holds no VAE; connect the VAE output of the checkpoint or of Load VAE.")
-    latent_format = model.model.latent_format
-    if vae.latent_channels != latent_format.latent_channels:
-        raise ValueError(
-            f"This VAE makes latents of {vae.latent_channels} channels, but the model "
-            f"({type(latent_format).__name__}) works on {latent_format.latent_channels}: they are of different "
-            "families. Connect the VAE that belongs to the checkpoint."
-        )
     if getattr(vae, "latent_dim", 2) != 2 or not isinstance(vae.downscale_ratio, int):
         raise ValueError("This VAE is made for video or sound, not for single pictures. Connect an image VAE.")
+    latent_format = model.model.latent_format
+    own = vae.latent_channels, vae.downscale_ratio
+    wanted = latent_format.latent_channels, _px_per_cell(latent_format) or vae.downscale_ratio
+    if own != wanted:
+        raise ValueError(
+            f"This VAE makes latents of {own[0]} channels and {own[1]} px per cell, but the model "
+            f"({type(latent_format).__name__}) works on {wanted[0]} channels and {wanted[1]} px: they are of different "
+            "families. Connect the VAE that belongs to the checkpoint."
+        )
     if name == "taesd":
         _taesd_file(latent_format)
     return vae.downscale_ratio
 
 
 @contextmanager
-def open_decoder(name: str, vae: Any, model: Any) -> Iterator[Decoder]:
+def open_decoder(name: str, vae: Any, model: Any, checkpointing: bool = False) -> Iterator[Decoder]:
     """Yield decoder `name` (`vae`, `taesd` or `linear`) for latents of `model`, colours as `vae` makes them.
 
-    What it holds is free again when the block ends. Raises ValueError as `check_decoder` does.
+    With `checkpointing`, `vae` and `taesd` recompute their blocks in the backward pass: less memory, a third more
+    time. Own networks are freed when the block ends. Raises ValueError as `check_decoder` does.
     """
     scale = check_decoder(name, vae, model)
-    yield {"vae": _vae, "taesd": _taesd, "linear": _linear}[name](vae, model, scale)
+    if name == "linear":
+        yield _linear(vae, model, scale)
+        return
+    decoder = (_vae if name == "vae" else _taesd)(vae, model, scale, checkpointing)
+    try:
+        yield decoder
+    finally:
+        decoder.close()
 
 
-def _vae(vae: Any, model: Any, scale: int) -> NetworkDecoder:
-    def decode(latent: Tensor) -> Tensor:
-        memory = BACKWARD * vae.memory_used_decode(latent.shape, vae.vae_dtype)
-        gradients.load([vae.patcher], memory)
-        return gradients.decode(vae, model.model.process_latent_out(latent))
+def _vae(vae: Any, model: Any, scale: int, checkpointing: bool) -> NetworkDecoder:
+    return NetworkDecoder(
+        name="vae",
+        cost="Exact and heavy: the whole VAE, forwards and backwards.",
+        scale=scale,
+        decode=lambda latent: gradients.decode(vae, model.model.process_latent_out(latent)),
+        patcher=vae.patcher,
+        memory=lambda shape: gradients.decode_memory(vae, shape, checkpointing),
+        checkpointing=checkpointing,
+        whole=getattr(vae, "disable_offload", False),
+    )
 
-    return NetworkDecoder("vae", "Exact and heavy: the whole VAE, forwards and backwards.", scale, decode)
 
-
-def _taesd(vae: Any, model: Any, scale: int) -> NetworkDecoder:
+def _taesd(vae: Any, model: Any, scale: int, checkpointing: bool) -> NetworkDecoder:
     latent_format = model.model.latent_format
     file = folder_paths.get_full_path("vae_approx", _taesd_file(latent_format))
-    network = comfy.taesd.taesd.TAESD(None, file, latent_channels=latent_format.latent_channels)
+    network = comfy.taesd.taesd.TAESD(None, file, latent_channels=latent_format.latent_channels).eval()
     device = comfy.model_management.get_torch_device()
     patcher = comfy.model_patcher.ModelPatcher(network, device, comfy.model_management.vae_offload_device())
-
-    def decode(latent: Tensor) -> Tensor:
-        gradients.load([patcher], BACKWARD * 64 * 64 * latent.shape[0] * latent.shape[-2] * latent.shape[-1] * 4 * 16)
-        return (network.decode(latent.to(device, torch.float32)) + 1) / 2
-
-    return NetworkDecoder("taesd", "Light: a small network that imitates the VAE.", scale, decode)
+    return NetworkDecoder(
+        name="taesd",
+        cost="Light: a small network that imitates the VAE.",
+        scale=scale,
+        decode=lambda latent: (network.decode(latent.to(device, torch.float32)) + 1) / 2,
+        patcher=patcher,
+        memory=lambda shape: TAESD_BYTES * shape[0] * shape[-2] * shape[-1],
+        checkpointing=checkpointing,
+        whole=True,  # its scale and shift are plain parameters, which the host cannot stream
+    )
 
 
 def _taesd_file(latent_format: Any) -> str:
@@ -102,17 +151,32 @@ def _taesd_file(latent_format: Any) -> str:
     )
 
 
-@torch.no_grad()
 def _linear(vae: Any, model: Any, scale: int) -> LinearDecoder:
     """Fit the map to one encode and one decode of this VAE; remembered for as long as the VAE lives.
 
-    The host's own `latent_rgb_factors` are not used: they belong to the original VAE of a family only, and on the
-    demo model a fit to this VAE is closer (27.1 dB against 24.4 dB on held-out scenes).
+    The host's own `latent_rgb_factors` are not used: to tell whether they belong to this VAE takes the same decode as
+    the fit, which can only be closer (on the demo model 27.1 dB against 24.4 dB on held-out scenes).
     """
-    if vae not in _fitted:
-        picture = colour_field(FIELD_SIDE, scale)
-        latent = vae.encode(picture.movedim(1, -1))
-        decoded = vae.decode(latent).movedim(-1, 1)
-        with torch.inference_mode(False):
-            _fitted[vae] = fit_linear(model.model.process_latent_in(latent).clone(), decoded.clone())
-    return LinearDecoder(*_fitted[vae])
+    latent_format = model.model.latent_format
+    maps = _fitted.setdefault(vae, {})
+    space = type(latent_format), latent_format.scale_factor  # one VAE may serve models of several latent spaces
+    if space not in maps:
+        picture = colour_field(FIELD_CELLS * scale, scale)
+        gradients.load([vae.patcher], _forward_memory(vae, scale), getattr(vae, "disable_offload", False))
+        with gradients.differentiable(), torch.no_grad():
+            latent = gradients.encode(vae, picture)
+            pixels = gradients.decode(vae, latent).clamp(0, 1)
+            maps[space] = fit_linear(model.model.process_latent_in(latent), pixels)
+    return LinearDecoder(*maps[space])
+
+
+def _forward_memory(vae: Any, scale: int) -> float:
+    cells, px = (1, vae.latent_channels, FIELD_CELLS, FIELD_CELLS), FIELD_CELLS * scale
+    encoding = vae.memory_used_encode((1, 3, px, px), vae.vae_dtype)
+    return max(encoding, vae.memory_used_decode(cells, vae.vae_dtype))
+
+
+def _px_per_cell(latent_format: Any) -> int | None:
+    """Return the px per cell that the model's latents stand for, or None where an older host does not say."""
+    known = 8 if latent_format.taesd_decoder_name else None  # a TAESD always has 8
+    return getattr(latent_format, "spacial_downscale_ratio", known)
