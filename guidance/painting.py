@@ -29,7 +29,7 @@ def blur_sigma(blur: float, height: int, width: int, scale: int) -> float:
 
 def gaussian(image: Tensor, sigma: float) -> Tensor:
     """Blur `image` (B, 3, H, W) with a Gaussian of `sigma` px; the border is replicated. Differentiable."""
-    side = 2 * max(1, round(KERNEL_REACH * sigma)) + 1
+    side = 2 * max(1, int(KERNEL_REACH * sigma)) + 1
     return gaussian_blur2d(image, (side, side), (sigma, sigma), border_type="replicate")
 
 

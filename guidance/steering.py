@@ -2,7 +2,7 @@
 
 Every sampler asks the model for `denoised` = x0hat. A guide moves x0hat to z with
     z = argmin_z L(z), started at x0hat, a few Adam steps (Kingma and Ba, arXiv 1412.6980),
-and the sampler goes on from x0hat + strength * (z - x0hat). The sampler itself stays as it is.
+and sampling goes on from x0hat + strength * (z - x0hat).
 """
 
 from __future__ import annotations
@@ -48,13 +48,6 @@ def steered(denoised: Tensor, moved: Tensor, strength: float, region: Tensor | N
     All tensors (B, C, h, w); `region` broadcasts and lies in [0, 1]. Where it is 0 the result is `denoised` to the bit.
     """
     share = strength if region is None else strength * region
-    shift = share * (moved.float() - denoised.float())
-    return torch.where(shift == 0, denoised, (denoised.float() + shift).to(denoised.dtype))
-
-
-def landing(target: Tensor, current: Tensor, ratio: float) -> Tensor:
-    """Return the `denoised` with which one Euler (DDIM) step goes from `current` exactly to `target`.
-
-    The step is x' = d + ratio * (x - d) with ratio = sigma' / sigma in [0, 1), so d = (x' - ratio * x) / (1 - ratio).
-    """
-    return (target - ratio * current) / (1 - ratio)
+    precise = torch.promote_types(denoised.dtype, torch.float32)
+    shift = share * (moved.to(precise) - denoised.to(precise))
+    return torch.where(shift == 0, denoised, (denoised.to(precise) + shift).to(denoised.dtype))

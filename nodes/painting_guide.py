@@ -14,11 +14,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..guidance.painting import PaintingObjective, fitted
-from ..guidance.steering import descend, landing, steered
+from ..guidance.steering import descend, steered
 from .host import checks
 from .host.decoders import DECODERS, check_decoder, open_decoder
 from .host.schema import tolerant
-from .host.steering import Moment, Steer, check_interrupt, steer_denoised
+from .host.restarts import Moment, Move, check_interrupt, restart_sampling
 
 DENOISED, RELEASED = "denoised", "released code"
 
@@ -29,14 +29,13 @@ class Settings:
 
     strength: float
     steps_per_iteration: int
-    iterations: int
     learning_rate: float
     blur: float
     mode: str
 
 
 class PaintingGuide(io.ComfyNode):
-    """MODEL patch: steer every guided step's estimate towards a painting."""
+    """MODEL patch: at some steps the estimate is moved towards a painting and noised afresh (GradOP+)."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -86,44 +85,27 @@ class PaintingGuide(io.ComfyNode):
         pixels_per_cell = check_decoder(decoder, vae, model)
         if strength == 0:
             return io.NodeOutput(model)
-        settings = Settings(strength, steps_per_iteration, iterations, learning_rate, blur, mode)
+        settings = Settings(strength, steps_per_iteration, learning_rate, blur, mode)
         begin = partial(_painting_run, model, vae, decoder, y, region, settings)
         check = partial(checks.latent_shape, pictures=y, name="painting", pixels_per_cell=pixels_per_cell)
-        return io.NodeOutput(steer_denoised(model, begin, start_percent, end_percent, check))
+        return io.NodeOutput(restart_sampling(model, begin, start_percent, end_percent, iterations, check))
 
 
 @contextmanager
-def _painting_run(model, vae, decoder: str, painting: Tensor, mask: Tensor | None, settings: Settings) -> Iterator[Steer]:
-    """Open the decoder for one run and yield the function that steers it."""
+def _painting_run(model, vae, decoder: str, painting: Tensor, mask: Tensor | None, settings: Settings) -> Iterator[Move]:
+    """Open the decoder for one run and yield the function that moves its estimates."""
     with open_decoder(decoder, vae, model) as decode:
         released = settings.mode == RELEASED
         objective = PaintingObjective(decode, painting, mask, settings.blur, released_code=released)
-        move = partial(
-            descend,
-            objective=objective,
-            steps=settings.steps_per_iteration,
-            learning_rate=settings.learning_rate,
-            tick=check_interrupt,
-        )
 
-        def steer(moment: Moment) -> Tensor:
-            if settings.iterations and moment.guided_step >= settings.iterations:
-                return moment.denoised
-            moved = _released_step(moment, move) if released else move(moment.denoised)
-            region = None if mask is None else fitted(mask.to(moment.denoised), *moment.denoised.shape[-2:])
-            return steered(moment.denoised, moved, settings.strength, region)
+        def move(moment: Moment) -> Tensor:
+            # the released program decodes the noisy latent as if it were clean
+            start = moment.as_network_input(moment.following) if released else moment.denoised
+            moved = descend(start, objective, settings.steps_per_iteration, settings.learning_rate, check_interrupt)
+            region = None if mask is None else fitted(mask.to(moved), *moved.shape[-2:])
+            return steered(start, moved, settings.strength, region)
 
-        yield steer
-
-
-def _released_step(moment: Moment, move) -> Tensor:
-    """One iteration of the released program: its latents are optimised as if clean, then noised afresh.
-
-    The program does so after the scheduler's step, on x_{t-1} in the variance-preserving scale.
-    """
-    ratio = moment.next_sigma / moment.sigma
-    following = moment.denoised + ratio * (moment.current - moment.denoised)
-    return landing(moment.renoised(move(moment.as_network_input(following))), moment.current, ratio)
+        yield move
 
 
 def _inputs() -> list[io.Input]:

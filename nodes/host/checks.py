@@ -63,7 +63,7 @@ def image_latent(model: Any) -> None:
     """Raise ValueError unless MODEL works on image latents (B, C, h, w)."""
     latent_format = getattr(getattr(model, "model", None), "latent_format", None)
     dimensions = getattr(latent_format, "latent_dimensions", 2)
-    if latent_format is None or dimensions != 2 or not hasattr(model, "set_model_sampler_post_cfg_function"):
+    if latent_format is None or dimensions != 2 or not hasattr(model, "add_wrapper_with_key"):
         kind = type(getattr(model, "model", model)).__name__
         raise ValueError(
             f"The model ({kind}) does not paint single pictures, so a painting cannot guide it. Connect an image "

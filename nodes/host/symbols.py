@@ -12,9 +12,9 @@ COMMON = (
 NEEDED = {
     "painting_guide": (
         *COMMON,
-        "comfy.model_patcher.ModelPatcher.set_model_sampler_post_cfg_function",
         "comfy.model_patcher.ModelPatcher.add_wrapper_with_key",
-        "comfy.patcher_extension.WrappersMP.OUTER_SAMPLE",
+        "comfy.model_patcher.ModelPatcher.get_model_object",
+        "comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE",
         "comfy.sd.VAE",
         "comfy.utils.load_torch_file",
         "folder_paths.get_filename_list",

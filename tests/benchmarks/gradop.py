@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tiny_sd import data
 from tiny_sd.host_model import install_taesd, load_demo_model, open_host
-from tiny_sd.classifier import recognised
+from tiny_sd import classifier
 from tiny_sd.world import draw, make_spec, stroke_painting
 
 SCENES, BATCH, STEPS, CFG, SEED = 40, 8, 20, 5.0, 1000
@@ -86,7 +86,7 @@ class Study:
         seen = gaussian(images, sigma)
         distance = (seen - paintings).square().mean().item()
         both = (seen - gaussian(paintings, sigma)).square().mean().item()
-        main = np.mean([found[0] for found in recognised(images, self.specs)])
+        main = np.mean([found[0] for found in classifier.load().recognised(images, self.specs)])
         count = len(self.specs)
         return [
             row.name,
@@ -138,8 +138,8 @@ class _counted_decoder:  # noqa: N801 - a context manager, used like a function
 
 
 def _guided(model, vae, painting, **guide):
-    widgets = {entry.id: entry.default for entry in painting_guide.PaintingGuide.define_schema().inputs}
-    settings = {key: value for key, value in widgets.items() if key not in ("model", "vae", "painting", "mask")}
+    inputs = painting_guide.PaintingGuide.define_schema().inputs
+    settings = {entry.id: entry.default for entry in inputs if hasattr(entry, "default")}
     rename = {"start": "start_percent", "end": "end_percent"}
     settings |= {rename.get(key, key): value for key, value in guide.items()}
     return painting_guide.PaintingGuide.execute(model, vae, painting, **settings).args[0]
