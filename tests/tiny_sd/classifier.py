@@ -72,7 +72,9 @@ class Classifier(nn.Module):
     def recognised(self, images: Tensor, specs: Sequence[Spec]) -> list[list[bool]]:
         """Say for each object of each spec whether it is among the picture's best nouns, one per object."""
         if len(images) != len(specs):
-            raise ValueError(f"{len(images)} pictures came with {len(specs)} specs; give one spec each.")
+            raise ValueError(
+                f"{len(images)} pictures came with {len(specs)} specs; give one spec per picture."
+            )
         best = self.names(images, 2)
         return [
             [thing.noun in nouns[: len(spec.things)] for thing in spec.things]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import shutil
 import sys
@@ -11,20 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from comfy_host.pack import load_pack
+
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = Path(__file__).with_name("tiny_sd.safetensors")
-
-
-def load_pack() -> ModuleType:
-    """Import the pack (this checkout) as `guided_synthesis`, as the host imports a custom node folder: by path."""
-    if "guided_synthesis" not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            "guided_synthesis", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-        )
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["guided_synthesis"] = module
-        spec.loader.exec_module(module)
-    return sys.modules["guided_synthesis"]
 
 
 def open_host(base: Path | None = None) -> ModuleType:

@@ -1,21 +1,20 @@
 """Measures the demo model through the real host's own nodes and classes; `proof.py` writes the figures down.
 
-Importing this file needs the host on sys.path. Everything runs under inference mode, as the host's nodes do.
+Import it after `host_model.open_host()`. Everything runs under inference mode, as the host's nodes do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import comfy.model_management
-import folder_paths
 import numpy as np
 import torch
 from torch import Tensor
 
 import nodes
-from tiny_sd import comfy_node  # noqa: F401  importing it registers the demo model's size
 from tiny_sd.classifier import pictures
 from tiny_sd.world import SIZE, Scene, Spec
 
@@ -27,9 +26,9 @@ STEPS, CFG, SAMPLER, SCHEDULER = 30, 5.0, "euler", "normal"
 class Host:
     """What the host's CheckpointLoaderSimple made of the demo checkpoint."""
 
-    model: object
-    clip: object
-    vae: object
+    model: Any
+    clip: Any
+    vae: Any
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,6 @@ class Attention:
 
     inside_box: bool
     contrast: float
-
-
-@torch.inference_mode()
-def load(folder: str, name: str) -> Host:
-    """Load the checkpoint `name` in `folder` with the host's own node."""
-    folder_paths.add_model_folder_path("checkpoints", folder)
-    return Host(*nodes.CheckpointLoaderSimple().load_checkpoint(ckpt_name=name)[:3])
 
 
 @torch.inference_mode()
@@ -93,7 +85,7 @@ class _Recorder:
         q, k, v = (x.unflatten(-1, (extra_options["n_heads"], -1)).transpose(1, 2) for x in (q, k, v))
         probs = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)  # (B, heads, cells, tokens)
         if probs.shape[2] == (LATENT // 2) ** 2:
-            self.maps.append(probs.mean(1).float())
+            self.maps.append(probs.mean(1).float().cpu())
         return (probs @ v).transpose(1, 2).flatten(2)
 
 
@@ -113,8 +105,9 @@ def attention(host: Host, scenes: Sequence[Scene], timestep: int) -> list[list[A
     blocks = [(part, index) for part in ("input", "middle", "output") for index in range(12)]
     options = {"patches_replace": {"attn2": dict.fromkeys(blocks, recorder)}}
     comfy.model_management.load_models_gpu([host.model])
-    noisy = clean + noise * sigma[:, None, None, None]
-    model.apply_model(noisy, sigma, c_crossattn=context, transformer_options=options)
+    noisy, device = clean + noise * sigma[:, None, None, None].to(clean), host.model.load_device
+    inputs = (noisy.to(device), sigma.to(device))
+    model.apply_model(*inputs, c_crossattn=context.to(device), transformer_options=options)
     maps = torch.stack(recorder.maps).mean(0)  # (B, cells, tokens)
     half = LATENT // 2
     judged = []

@@ -18,11 +18,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path[:0] = [str(HERE.parent), os.environ.get("COMFYUI_PATH") or str(ROOT / ".host" / "ComfyUI")]
+sys.path.insert(0, str(HERE.parent))
 
-import comfy.cli_args  # noqa: E402
+from tiny_sd import host_model  # noqa: E402
 
-comfy.cli_args.args.cpu = True
+host_model.open_host()
 
 import comfy.utils  # noqa: E402
 import torch  # noqa: E402
@@ -34,6 +34,7 @@ from tiny_sd.data import HELD_OUT  # noqa: E402
 from tiny_sd.world import SIZE, Spec, draw, make_spec  # noqa: E402
 
 BEGIN, END = "<!-- figures: written by proof.py -->", "<!-- end of figures -->"
+STATE = ROOT / ".host" / "training"
 SHEET, COLUMNS, CAPTION = 40, 8, 40  # samples on the sheet, per row, and px for a caption
 SAMPLE_SEED = HELD_OUT + 1000  # the sampled captions; the real scenes start at HELD_OUT
 
@@ -60,7 +61,7 @@ def recognition(hits: Sequence[Sequence[bool]]) -> dict[str, str]:
 def measured(host: measure.Host, count: int, sheet: Path) -> dict[str, str]:
     """Measure everything, write the sample sheet, return the figures by name."""
     judge = classifier.load()
-    figures = on_real_scenes(host, judge)
+    figures = spent() | on_real_scenes(host, judge)
     specs = [make_spec(SAMPLE_SEED + index) for index in range(count)]
     begun, batches = time.monotonic(), []
     for batch in measure.samples(host, specs):
@@ -70,8 +71,19 @@ def measured(host: measure.Host, count: int, sheet: Path) -> dict[str, str]:
     images = torch.cat(batches)
     hits = judge.recognised(images, specs)
     figures |= {f"{count} samples: {key}": text for key, text in recognition(hits).items()}
-    figures["Seconds per sample, in batches of 20"] = f"{seconds / count:.2f}"
+    machine = f"{os.cpu_count()} CPU cores" if host.model.load_device.type == "cpu" else "a GPU"
+    figures[f"Seconds per sample, in batches of 20, on {machine}"] = f"{seconds / count:.2f}"
     draw_sheet(images, specs, hits).save(sheet, quality=88)
+    return figures
+
+
+def spent() -> dict[str, str]:
+    """Return what training took, where the training state lies on this machine."""
+    figures = {}
+    for name, file in (("Autoencoder", "autoencoder.pt"), ("UNet and text encoder", "unet.pt")):
+        if (STATE / file).exists():
+            state = torch.load(STATE / file, weights_only=True, mmap=True)
+            figures[f"{name}: training"] = f"{state['step']} steps, {state['seconds'] / 60:.0f} minutes"
     return figures
 
 
@@ -131,8 +143,9 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="print only; leave the model card as it is")
     args = parser.parse_args()
     comfy.utils.set_progress_bar_enabled(False)
-    host = measure.load(str(HERE), "tiny_sd.safetensors")
-    sheet = (ROOT / ".host" / "training" if args.dry else HERE) / "samples.jpg"
+    host = measure.Host(*host_model.load_demo_model())
+    sheet = (STATE if args.dry else HERE) / "samples.jpg"
+    sheet.parent.mkdir(parents=True, exist_ok=True)
     figures = measured(host, args.samples, sheet)
     for key, value in figures.items():
         print(f"{key}: {value}")
