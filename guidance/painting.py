@@ -7,6 +7,8 @@ f is a Gaussian blur (the paper's fast choice, sigma 7 px at 512 px), L the mean
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
@@ -57,7 +59,15 @@ class PaintingObjective:
     ) -> None:
         self.decoder, self.blur, self.released_code = decoder, blur, released_code
         self.painting, self.mask = painting.float(), None if mask is None else mask.float()
-        self._target: tuple[torch.Size, Tensor, Tensor | None] | None = None
+        self._targets: dict[
+            torch.Size, tuple[Tensor, Tensor | None]
+        ] = {}  # by size; shared with every `around`
+
+    def around(self, latent: Tensor) -> PaintingObjective:
+        """Return this objective with its decoder as exact as it can be near `latent` (B, C, h, w)."""
+        near = copy(self)
+        near.decoder = self.decoder.around(latent)
+        return near
 
     def __call__(self, latent: Tensor) -> Tensor:
         """Return one loss per sample of `latent` (B, C, h, w)."""
@@ -75,12 +85,11 @@ class PaintingObjective:
         return blur_sigma(self.blur, image.shape[-2], image.shape[-1], self.decoder.scale)
 
     def _prepared(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return painting and mask at the size, type and place of `image`; made once, they stay the same for a run."""
-        if self._target is None or self._target[0] != image.shape[-2:]:
-            height, width = image.shape[-2:]
-            target = fitted(self.painting.to(image), height, width)
+        """Return painting and mask at the size, type and place of `image`; made once, they stay for a run."""
+        size = image.shape[-2:]
+        if size not in self._targets:
+            target = fitted(self.painting.to(image), *size)
             if not self.released_code:
                 target = gaussian(target, self._sigma(image))
-            weight = None if self.mask is None else fitted(self.mask.to(image), height, width)
-            self._target = (image.shape[-2:], target, weight)
-        return self._target[1], self._target[2]
+            self._targets[size] = target, None if self.mask is None else fitted(self.mask.to(image), *size)
+        return self._targets[size]

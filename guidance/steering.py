@@ -17,7 +17,9 @@ from torch import Tensor
 class Objective(Protocol):
     """What a guide wants: latents (B, C, h, w) in the model's space -> one loss per sample (B,), differentiable."""
 
-    def __call__(self, latent: Tensor) -> Tensor: ...
+    def __call__(self, latent: Tensor) -> Tensor:
+        """Return the losses of `latent`."""
+        ...
 
 
 def descend(

@@ -17,8 +17,8 @@ from ..guidance.painting import PaintingObjective, fitted
 from ..guidance.steering import descend, steered
 from .host import checks
 from .host.decoders import DECODERS, check_decoder, open_decoder
-from .host.schema import tolerant
 from .host.restarts import Moment, Move, check_interrupt, restart_sampling
+from .host.schema import tolerant
 
 DENOISED, RELEASED = "denoised", "released code"
 
@@ -55,7 +55,9 @@ class PaintingGuide(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, start_percent: float | None = None, end_percent: float | None = None) -> bool | str:
+    def validate_inputs(
+        cls, start_percent: float | None = None, end_percent: float | None = None
+    ) -> bool | str:
         """Refuse a reversed range before anything runs."""
         return checks.percent_range(start_percent, end_percent) or True
 
@@ -92,7 +94,9 @@ class PaintingGuide(io.ComfyNode):
 
 
 @contextmanager
-def _painting_run(model, vae, decoder: str, painting: Tensor, mask: Tensor | None, settings: Settings) -> Iterator[Move]:
+def _painting_run(
+    model, vae, decoder: str, painting: Tensor, mask: Tensor | None, settings: Settings
+) -> Iterator[Move]:
     """Open the decoder for one run and yield the function that moves its estimates."""
     with open_decoder(decoder, vae, model) as decode:
         released = settings.mode == RELEASED
@@ -101,7 +105,10 @@ def _painting_run(model, vae, decoder: str, painting: Tensor, mask: Tensor | Non
         def move(moment: Moment) -> Tensor:
             # the released program decodes the noisy latent as if it were clean
             start = moment.as_network_input(moment.following) if released else moment.denoised
-            moved = descend(start, objective, settings.steps_per_iteration, settings.learning_rate, check_interrupt)
+            near = objective.around(start)
+            moved = descend(
+                start, near, settings.steps_per_iteration, settings.learning_rate, check_interrupt
+            )
             region = None if mask is None else fitted(mask.to(moved), *moved.shape[-2:])
             return steered(start, moved, settings.strength, region)
 
@@ -111,8 +118,12 @@ def _painting_run(model, vae, decoder: str, painting: Tensor, mask: Tensor | Non
 def _inputs() -> list[io.Input]:
     percent = {"min": 0.0, "max": 1.0, "step": 0.01}
     return [
-        io.Model.Input("model", tooltip="The model to guide. LoRAs, ControlNets and other patches may come before."),
-        io.Vae.Input("vae", tooltip="The VAE of this model: it turns latents into the colours that are compared."),
+        io.Model.Input(
+            "model", tooltip="The model to guide. LoRAs, ControlNets and other patches may come before."
+        ),
+        io.Vae.Input(
+            "vae", tooltip="The VAE of this model: it turns latents into the colours that are compared."
+        ),
         io.Image.Input(
             "painting",
             tooltip="Your painting (RGB, same shape as the picture): blobs of colour where you want them. One, or "
@@ -133,19 +144,19 @@ def _inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "start_percent",
-            default=0.0,
+            default=0.2,
             **percent,
             tooltip="Where the guide begins: 0 is the first sampling step.",
         ),
         io.Float.Input(
             "end_percent",
-            default=0.6,
+            default=0.9,
             **percent,
             tooltip="Where the guide ends. Earlier: the model repaints more freely. Later: colours stay closer.",
         ),
         io.Int.Input(
             "steps_per_iteration",
-            default=12,
+            default=24,
             min=1,
             max=200,
             tooltip="Optimiser steps at each guided sampling step. More follows the painting more closely.",
@@ -159,7 +170,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "learning_rate",
-            default=0.1,
+            default=0.2,
             min=0.001,
             max=2.0,
             step=0.001,
@@ -179,14 +190,14 @@ def _inputs() -> list[io.Input]:
             options=list(DECODERS),
             default="linear",
             tooltip="How latents become colours. vae: exact and heavy. taesd: light, needs the TAESD file in "
-            "models/vae_approx. linear: free, blurry, enough for colours.",
+            "models/vae_approx. linear: almost free, shows blobs of colour, which is what is compared.",
         ),
         io.Combo.Input(
             "mode",
             options=[DENOISED, RELEASED],
             default=DENOISED,
             tooltip="denoised: steer the model's clean estimate (recommended). released code: what the paper's "
-            "program does, for comparison (there: start 0.2, 3 iterations, decoder vae).",
+            "program does, for comparison (there: 3 iterations of 12 steps at learning rate 0.1, decoder vae).",
         ),
     ]
 

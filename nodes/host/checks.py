@@ -23,7 +23,9 @@ def percent_range(start: float | None, end: float | None) -> str | None:
 def picture(image: Tensor, name: str) -> Tensor:
     """Return IMAGE (B, H, W, 3) as (B, 3, H, W) float32; raise ValueError for another number of channels."""
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
-        raise ValueError(f"{name} has the shape {tuple(image.shape)}; connect an IMAGE (batch, height, width, 3).")
+        raise ValueError(
+            f"{name} has the shape {tuple(image.shape)}; connect an IMAGE (batch, height, width, 3)."
+        )
     if image.shape[-1] != 3:
         kind = "an alpha channel (RGBA)" if image.shape[-1] == 4 else "a single grey channel"
         raise ValueError(
@@ -42,10 +44,14 @@ def mask(value: Tensor | None, image: Tensor, name: str) -> Tensor | None:
         return None
     value = value.reshape(-1, 1, *value.shape[-2:]).float()
     if not bool((value > 0).any()):
-        raise ValueError(f"{name} is empty (all zero), so nothing would be guided. Paint it, or disconnect it.")
+        raise ValueError(
+            f"{name} is empty (all zero), so nothing would be guided. Paint it, or disconnect it."
+        )
     same_shape(value, image.shape[-2], image.shape[-1], name, "the painting")
     if value.shape[0] not in (1, image.shape[0]) and image.shape[0] != 1:
-        raise ValueError(f"{name} has {value.shape[0]} masks for {image.shape[0]} pictures; give one, or one each.")
+        raise ValueError(
+            f"{name} has {value.shape[0]} masks for {image.shape[0]} pictures; give one, or one each."
+        )
     return value
 
 
@@ -82,4 +88,6 @@ def batch(count: int, latents: int, name: str) -> None:
 def latent_shape(shape: torch.Size, pictures: Tensor, name: str, pixels_per_cell: int) -> None:
     """Raise ValueError unless `pictures` (B, 3, H, W) fit a latent of `shape` (B, C, h, w) in number and aspect."""
     batch(pictures.shape[0], shape[0], name)
-    same_shape(pictures, shape[-2] * pixels_per_cell, shape[-1] * pixels_per_cell, name, "the picture to be made")
+    same_shape(
+        pictures, shape[-2] * pixels_per_cell, shape[-1] * pixels_per_cell, name, "the picture to be made"
+    )

@@ -1,4 +1,4 @@
-"""The three decoders of the pack on the host's networks: `vae`, `taesd` and `linear` (see guidance/decoding.py)."""
+"""The three decoders on the host's networks: `vae`, `taesd` and `linear` (see guidance/decoding.py)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from . import gradients
 
 DECODERS = ("vae", "taesd", "linear")
 FIELD_CELLS = 32  # latent cells along each side of the picture that the linear decoder is fitted to
-TAESD_BYTES = 2 * 141_000  # per latent cell: measured activations of TAESD in float32, and as much to work with
+TAESD_BYTES = (
+    2 * 141_000
+)  # per latent cell: measured activations of TAESD in float32, and as much to work with
 _fitted: weakref.WeakKeyDictionary[Any, dict[Any, tuple[Tensor, Tensor]]] = weakref.WeakKeyDictionary()
 
 
 class NetworkDecoder:
-    """A decoder that runs a network of the host, which is loaded when first needed and when a latent is larger."""
+    """A decoder that runs a network of the host, loaded when first needed and again for a larger latent."""
 
     def __init__(
         self,
@@ -37,9 +39,11 @@ class NetworkDecoder:
         checkpointing: bool = False,
         whole: bool = False,
     ) -> None:
-        """Take `decode` (latents of the model's space to RGB) and the `patcher` (ModelPatcher) of its network.
+        """Take `decode` (latents of the model's space to RGB) and the `patcher` (ModelPatcher) of its
+        network.
 
-        `memory` gives the bytes of a decode and its backward pass by shape of the latent; `whole`: never in part.
+        `memory` gives the bytes of a decode and its backward pass by shape of the latent; `whole`: never in
+        part.
         """
         self.name, self.cost, self.scale, self.calls = name, cost, scale, 0
         self._decode, self._patcher, self._memory = decode, patcher, memory
@@ -58,6 +62,10 @@ class NetworkDecoder:
         with gradients.differentiable(), saving:
             return self._decode(latent).to(latent.device)
 
+    def around(self, latent: Tensor) -> NetworkDecoder:
+        """Return itself: a network is exact everywhere."""
+        return self
+
     def _load(self, shape: torch.Size) -> None:
         needed = self._memory(shape)
         if needed > self._room or not gradients.is_loaded(self._patcher):
@@ -66,21 +74,25 @@ class NetworkDecoder:
 
 
 def check_decoder(name: str, vae: Any, model: Any) -> int:
-    """Return the VAE's px per latent cell; raise ValueError if decoder `name` cannot serve `model` with `vae`."""
+    """Return the VAE's px per latent cell; raise ValueError if `name` cannot serve `model` with `vae`."""
     if name not in DECODERS:
         raise ValueError(f"There is no decoder {name!r}. Choose one of {', '.join(DECODERS)}.")
     if getattr(vae, "first_stage_model", None) is None:
-        raise ValueError("The vae input holds no VAE; connect the VAE output of the checkpoint or of Load VAE.")
+        raise ValueError(
+            "The vae input holds no VAE; connect the VAE output of the checkpoint or of Load VAE."
+        )
     if getattr(vae, "latent_dim", 2) != 2 or not isinstance(vae.downscale_ratio, int):
-        raise ValueError("This VAE is made for video or sound, not for single pictures. Connect an image VAE.")
+        raise ValueError(
+            "This VAE is made for video or sound, not for single pictures. Connect an image VAE."
+        )
     latent_format = model.model.latent_format
     own = vae.latent_channels, vae.downscale_ratio
     wanted = latent_format.latent_channels, _px_per_cell(latent_format) or vae.downscale_ratio
     if own != wanted:
         raise ValueError(
             f"This VAE makes latents of {own[0]} channels and {own[1]} px per cell, but the model "
-            f"({type(latent_format).__name__}) works on {wanted[0]} channels and {wanted[1]} px: they are of different "
-            "families. Connect the VAE that belongs to the checkpoint."
+            f"({type(latent_format).__name__}) works on {wanted[0]} channels and {wanted[1]} px: they are of "
+            "different families. Connect the VAE that belongs to the checkpoint."
         )
     if name == "taesd":
         _taesd_file(latent_format)
@@ -91,18 +103,15 @@ def check_decoder(name: str, vae: Any, model: Any) -> int:
 def open_decoder(name: str, vae: Any, model: Any, checkpointing: bool = False) -> Iterator[Decoder]:
     """Yield decoder `name` (`vae`, `taesd` or `linear`) for latents of `model`, colours as `vae` makes them.
 
-    With `checkpointing`, `vae` and `taesd` recompute their blocks in the backward pass: less memory, a third more
+    With `checkpointing`, `vae` and `taesd` recompute their blocks in the backward pass: less memory, more
     time. Own networks are freed when the block ends. Raises ValueError as `check_decoder` does.
     """
     scale = check_decoder(name, vae, model)
-    if name == "linear":
-        yield _linear(vae, model, scale)
-        return
-    decoder = (_vae if name == "vae" else _taesd)(vae, model, scale, checkpointing)
+    network = (_taesd if name == "taesd" else _vae)(vae, model, scale, checkpointing)
     try:
-        yield decoder
+        yield LinearDecoder(*_linear_map(vae, model, scale), network) if name == "linear" else network
     finally:
-        decoder.close()
+        network.close()
 
 
 def _vae(vae: Any, model: Any, scale: int, checkpointing: bool) -> NetworkDecoder:
@@ -140,26 +149,31 @@ def _taesd_file(latent_format: Any) -> str:
     name = latent_format.taesd_decoder_name
     if name is None:
         raise ValueError(
-            f"There is no TAESD for this model ({type(latent_format).__name__}). Choose the decoder vae or linear."
+            f"There is no TAESD for this model ({type(latent_format).__name__}). Choose the decoder vae or "
+            "linear."
         )
     for file in folder_paths.get_filename_list("vae_approx"):
         if file.startswith(name):
             return file
     raise ValueError(
-        f"The decoder taesd needs the file {name}.safetensors (or .pth) in the folder models/vae_approx of ComfyUI; "
-        "put it there and press R to refresh, or choose the decoder vae or linear."
+        f"The decoder taesd needs the file {name}.safetensors (or .pth) in the folder models/vae_approx of "
+        "ComfyUI; put it there and press R to refresh, or choose the decoder vae or linear."
     )
 
 
-def _linear(vae: Any, model: Any, scale: int) -> LinearDecoder:
-    """Fit the map to one encode and one decode of this VAE; remembered for as long as the VAE lives.
+def _linear_map(vae: Any, model: Any, scale: int) -> tuple[Tensor, Tensor]:
+    """Fit the linear map to one encode and one decode of this VAE; remembered for as long as the VAE lives.
 
-    The host's own `latent_rgb_factors` are not used: to tell whether they belong to this VAE takes the same decode as
-    the fit, which can only be closer (on the demo model 27.1 dB against 24.4 dB on held-out scenes).
+    The host's own `latent_rgb_factors` are not used: to tell whether they belong to this VAE takes the same
+    decode as the fit, which can only be closer (on the demo model 27.1 dB against 24.4 dB on held-out
+    scenes).
     """
     latent_format = model.model.latent_format
     maps = _fitted.setdefault(vae, {})
-    space = type(latent_format), latent_format.scale_factor  # one VAE may serve models of several latent spaces
+    space = (
+        type(latent_format),
+        latent_format.scale_factor,
+    )  # one VAE may serve models of several latent spaces
     if space not in maps:
         picture = colour_field(FIELD_CELLS * scale, scale)
         gradients.load([vae.patcher], _forward_memory(vae, scale), getattr(vae, "disable_offload", False))
@@ -167,7 +181,7 @@ def _linear(vae: Any, model: Any, scale: int) -> LinearDecoder:
             latent = gradients.encode(vae, picture)
             pixels = gradients.decode(vae, latent).clamp(0, 1)
             maps[space] = fit_linear(model.model.process_latent_in(latent), pixels)
-    return LinearDecoder(*maps[space])
+    return maps[space]
 
 
 def _forward_memory(vae: Any, scale: int) -> float:

@@ -5,8 +5,9 @@
         loss = objective(decode(vae, latent))
         (gradient,) = torch.autograd.grad(loss, latent)
 
-Nodes run under `torch.inference_mode()`, samplers under `no_grad` as well; `differentiable()` (see plain_tensors.py)
-works inside both, for fp32, fp16 and bf16 weights, and for weights that the host streams because memory is low.
+Nodes run under `torch.inference_mode()`, samplers under `no_grad` as well; `differentiable()` (see
+plain_tensors.py) works inside both, for fp32, fp16 and bf16 weights, and for weights that the host streams
+because memory is low.
 """
 
 from __future__ import annotations
@@ -25,21 +26,25 @@ from .plain_tensors import checkpointed, differentiable
 __all__ = ["calc_conds", "checkpointed", "decode", "decode_memory", "denoise", "differentiable", "encode"]
 __all__ += ["encode_memory", "load"]
 
-# Memory for a pass forwards and backwards, against the host's figure for forwards alone. Measured on the SD VAE: the
-# activations that autograd keeps are 2.6 times that figure (decode) and 1.7 times (encode); the rest is room to work.
+# Memory for a pass forwards and backwards, against the host's figure for forwards alone. Measured on the SD
+# VAE: the activations that autograd keeps are 2.6 times that figure (decode) and 1.7 times (encode); the rest
+# is room to work.
 BACKWARD = 4
 BACKWARD_CHECKPOINTED = 2
 
 
 def load(patchers: list[Any], memory: float, whole: bool = False) -> None:
-    """Load `patchers` (ModelPatcher) for a call that takes `memory` bytes, beside the models that are in use now.
+    """Load `patchers` (ModelPatcher) for a call that takes `memory` bytes, beside the models that are in use
+    now.
 
-    Inside a sampler the sampled model stays loaded (perhaps in part, as the host does when memory is low). Networks
-    with layers that are not the host's own cannot be loaded in part: ask for the `whole`.
+    Inside a sampler the sampled model stays loaded (perhaps in part, as the host does when memory is low).
+    Networks with layers that are not the host's own cannot be loaded in part: ask for the `whole`.
     """
     used = comfy.model_management.loaded_models(only_currently_used=True)
     others = [other for other in used if other is not None and not any(other.is_clone(p) for p in patchers)]
-    comfy.model_management.load_models_gpu([*patchers, *others], memory_required=memory, force_full_load=whole)
+    comfy.model_management.load_models_gpu(
+        [*patchers, *others], memory_required=memory, force_full_load=whole
+    )
 
 
 def is_loaded(patcher: Any) -> bool:
@@ -48,9 +53,11 @@ def is_loaded(patcher: Any) -> bool:
 
 
 def decode(vae: Any, latent: Tensor) -> Tensor:
-    """Decode `latent` (B, C, h, w) in the VAE's own space to RGB (B, 3, H, W), float32, nominally [0, 1], not clamped.
+    """Decode `latent` (B, C, h, w) in the VAE's own space to RGB (B, 3, H, W), float32, nominally [0, 1], not
+    clamped.
 
-    On the VAE's device. Differentiable inside `differentiable()`. The VAE must be loaded (`load([vae.patcher], ...)`).
+    On the VAE's device. Differentiable inside `differentiable()`. The VAE must be loaded
+    (`load([vae.patcher], ...)`).
     """
     slope, middle = _output_range(vae)
     return vae.first_stage_model.decode(latent.to(vae.device, vae.vae_dtype)).float() * slope + middle
@@ -59,7 +66,8 @@ def decode(vae: Any, latent: Tensor) -> Tensor:
 def encode(vae: Any, image: Tensor) -> Tensor:
     """Encode RGB `image` (B, 3, H, W) in [0, 1] to latents (B, C, h, w) in the VAE's own space, float32.
 
-    H and W must be multiples of the VAE's cell. Differentiable inside `differentiable()`; the VAE must be loaded.
+    H and W must be multiples of the VAE's cell. Differentiable inside `differentiable()`; the VAE must be
+    loaded.
     """
     pixels = vae.process_input(image).to(vae.device, vae.vae_dtype)
     return vae.first_stage_model.encode(pixels).float()
@@ -78,23 +86,27 @@ def encode_memory(vae: Any, shape: torch.Size, checkpointing: bool = False) -> f
 
 
 def denoise(model: Any, x: Tensor, sigma: Tensor, context: Tensor, **conditions: Any) -> Tensor:
-    """Return the estimate x0hat (B, C, h, w), float32, of a loaded MODEL for noisy latents `x` at `sigma` (B,).
+    """Return the estimate x0hat (B, C, h, w), float32, of a loaded MODEL for noisy latents `x` at `sigma`
+    (B,).
 
-    `context` (B, T, D) is the text condition; `conditions` are further arguments of the host's `apply_model` (`y` for
-    SDXL, `control`, ...), all on the model's device. Differentiable in all of them inside `differentiable()`. The
-    noise estimate is (x - x0hat) / sigma. The model's own patches apply. Attention runs in plain torch, since the
-    host's other kernels have no backward pass.
+    `context` (B, T, D) is the text condition; `conditions` are further arguments of the host's `apply_model`
+    (`y` for SDXL, `control`, ...), all on the model's device. Differentiable in all of them inside
+    `differentiable()`. The noise estimate is (x - x0hat) / sigma. The model's own patches apply. Attention
+    runs in plain torch, since the host's other kernels have no backward pass.
     """
     given = conditions.pop("transformer_options", {})
     options = _with_plain_attention({**model.model_options["transformer_options"], **given})
     return model.model.apply_model(x, sigma, c_crossattn=context, transformer_options=options, **conditions)
 
 
-def calc_conds(base_model: Any, conds: list, x: Tensor, sigma: Tensor, model_options: dict[str, Any]) -> list[Tensor]:
+def calc_conds(
+    base_model: Any, conds: list, x: Tensor, sigma: Tensor, model_options: dict[str, Any]
+) -> list[Tensor]:
     """Return one x0hat (B, C, h, w) for each entry of `conds`, as the host's sampler computes them.
 
-    For post-cfg functions and guiders: `base_model`, `conds` (prepared by the host), `x`, `sigma` and `model_options`
-    as the sampler has them. Areas, masks, ControlNets and hooks apply. Differentiable inside `differentiable()`.
+    For post-cfg functions and guiders: `base_model`, `conds` (prepared by the host), `x`, `sigma` and
+    `model_options` as the sampler has them. Areas, masks, ControlNets and hooks apply. Differentiable inside
+    `differentiable()`.
     """
     options = _with_plain_attention(model_options.get("transformer_options", {}))
     model_options = {**model_options, "transformer_options": options}
@@ -102,7 +114,7 @@ def calc_conds(base_model: Any, conds: list, x: Tensor, sigma: Tensor, model_opt
 
 
 def _output_range(vae: Any) -> tuple[float, float]:
-    """Return the slope and offset of the host's `process_output`, which also clamps: measured where it does not."""
+    """Return slope and offset of the host's `process_output`, measured where it does not clamp."""
     low, high = vae.process_output(torch.tensor([-0.25, 0.25])).tolist()
     if low == 0.0:  # an identity on [0, 1]: clamped below
         return 1.0, 0.0
@@ -110,7 +122,7 @@ def _output_range(vae: Any) -> tuple[float, float]:
 
 
 def _with_plain_attention(transformer_options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options with attention in plain torch; what overrides attention already sits on top of that."""
+    """Return the options with attention in plain torch; an override already there sits on top of it."""
     earlier = transformer_options.get("optimized_attention_override")
 
     def override(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -118,5 +130,7 @@ def _with_plain_attention(transformer_options: dict[str, Any]) -> dict[str, Any]
         return plain(*args, **kwargs) if earlier is None else earlier(plain, *args, **kwargs)
 
     options = {**transformer_options, "optimized_attention_override": override}
-    options.pop("prefetch_dynamic_vbars", None)  # newer hosts replay whole blocks as CUDA graphs: no gradients
+    options.pop(
+        "prefetch_dynamic_vbars", None
+    )  # newer hosts replay whole blocks as CUDA graphs: no gradients
     return options

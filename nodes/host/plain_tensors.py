@@ -1,8 +1,8 @@
-"""Lets autograd run through networks whose weights were loaded under `torch.inference_mode()`, without touching them.
+"""Lets autograd run through networks that were loaded under `torch.inference_mode()`, without touching them.
 
-Autograd refuses to save inference tensors for the backward pass. `differentiable()` leaves inference mode and hands
-every torch function, at the moment of use, a plain tensor that shares the memory of each inference tensor: nothing is
-copied and nothing is patched, so the shared model stays as it is, whatever happens inside.
+Autograd refuses to save inference tensors for the backward pass. `differentiable()` leaves inference mode and
+hands every torch function, at the moment of use, a plain tensor that shares the memory of each inference
+tensor: nothing is copied and nothing is patched, so the shared model stays as it is, whatever happens inside.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ CHECKPOINTED = ("ResBlock", "SpatialTransformer", "ResnetBlock", "AttnBlock", "B
 def differentiable() -> Iterator[None]:
     """Run the block with gradients on, also inside inference mode, `no_grad`, and for weights loaded there.
 
-    Call the network and the loss inside the block; the backward pass may also come after it. Ask for gradients of your
-    own leaves, e.g. `latent.clone().requires_grad_()` made inside the block; parameters never collect any.
+    Call the network and the loss inside the block; the backward pass may also come after it. Ask for
+    gradients of your own leaves, e.g. `latent.clone().requires_grad_()` made inside the block; parameters
+    never collect any.
     """
     with torch.inference_mode(False), torch.enable_grad(), _PlainTensors():
         yield
@@ -42,8 +43,9 @@ def differentiable() -> Iterator[None]:
 def checkpointed(*networks: torch.nn.Module) -> Iterator[None]:
     """Recompute the blocks of `networks` in the backward pass instead of keeping their activations.
 
-    Forward and backward pass both belong inside the block. The blocks' `forward` is wrapped for as long as it lasts, on
-    these instances only. Patches inside the blocks are called twice: once forwards, once for the backward pass.
+    The forward pass belongs inside the block; the backward pass may also come after it. The blocks' `forward`
+    is wrapped for as long as it lasts, on these instances only. Patches inside the blocks are called twice:
+    once forwards, once for the backward pass.
     """
     blocks = [m for network in networks for m in network.modules() if type(m).__name__ in CHECKPOINTED]
     kept = [(block, block.__dict__.get("forward")) for block in blocks]
@@ -69,7 +71,7 @@ class _PlainTensors(TorchFunctionMode):
 
 
 def _plain(value: Any) -> Any:
-    """Return `value` with every inference tensor and parameter in it replaced by a plain tensor on the same memory."""
+    """Return `value` with a plain tensor on the same memory for each inference tensor and parameter in it."""
     if isinstance(value, Tensor):
         if value.is_inference():
             return _shared(value)
@@ -97,10 +99,11 @@ def _safe(value: Any) -> Any:
 
 
 def _is_streamed(tensor: Tensor) -> bool:
-    """Tell whether the memory of a weight may be the host's cast buffer, which the next layer's weight overwrites.
+    """Tell whether the memory of a weight may be the host's cast buffer, which the next layer's weight
+    overwrites.
 
-    Hosts since 0.16 stream weights through such buffers, and dynamic VRAM evicts them after use. A streamed weight
-    is neither a parameter nor computed from a leaf that wants gradients.
+    Hosts since 0.16 stream weights through such buffers, and dynamic VRAM evicts them after use. A streamed
+    weight is neither a parameter nor computed from a leaf that wants gradients.
     """
     return tensor.device.type != "cpu" and tensor.is_leaf and not tensor.requires_grad
 
@@ -108,8 +111,8 @@ def _is_streamed(tensor: Tensor) -> bool:
 def _recomputed(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
     """Call `forward` under a checkpoint.
 
-    The host changes its option dictionaries from block to block, so the backward pass gets them as they are now. It
-    may run in a thread of its own, which needs its own `differentiable()`.
+    The host changes its option dictionaries from block to block, so the backward pass gets them as they are
+    now. It may run in a thread of its own, which needs its own `differentiable()`.
     """
     later = tuple(_copied(a) for a in args), {key: _copied(value) for key, value in kwargs.items()}
     calls = [later, (args, kwargs)]

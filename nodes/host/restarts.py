@@ -58,7 +58,9 @@ def restart_sampling(
     sampling = patched.get_model_object("model_sampling")
     first, last = sampling.percent_to_sigma(start_percent), sampling.percent_to_sigma(end_percent)
 
-    def around_sampler(executor, guider, sigmas, extra_args, callback, noise, latent_image=None, *rest, **named):
+    def around_sampler(
+        executor, guider, sigmas, extra_args, callback, noise, latent_image=None, *rest, **named
+    ):
         check(noise.shape)
         schedule = extra_args["model_options"].get("transformer_options", {}).get("sample_sigmas", sigmas)
         chosen = [sigma for sigma in schedule[:-1].tolist() if last < sigma <= first]
@@ -89,13 +91,17 @@ class _Run:
         self.sampling = guider.inner_model.model_sampling
         self.denoised: Tensor | None = None
 
-    def __call__(self, noise: Tensor, latent: Tensor, steps: list[int], resources: ExitStack, begin: Begin) -> Tensor:
+    def __call__(
+        self, noise: Tensor, latent: Tensor, steps: list[int], resources: ExitStack, begin: Begin
+    ) -> Tensor:
         original, position, move = latent, 0, None
         for step in steps:
             following = self.stretch(position, step + 1, noise, latent, withhold=step)
             check_interrupt()
             move = move or resources.enter_context(begin())
-            latent = move(Moment(self.denoised, following, self.sigmas[step + 1], self.sampling)).to(following)
+            latent = move(Moment(self.denoised, following, self.sigmas[step + 1], self.sampling)).to(
+                following
+            )
             if self.mask is not None:
                 latent = latent * self.mask + original * (1 - self.mask)
             self.report(step, latent, following)
@@ -117,7 +123,9 @@ class _Run:
                 self.report(first + step, denoised, x)
 
         sigmas = self.sigmas[first : last + 1]
-        return self.executor(self.guider, sigmas, self.extra_args, callback, noise, latent, *self.rest, **self.named)
+        return self.executor(
+            self.guider, sigmas, self.extra_args, callback, noise, latent, *self.rest, **self.named
+        )
 
     def report(self, step: int, denoised: Tensor, x: Tensor) -> None:
         """Tell the host's progress bar and preview about a step."""

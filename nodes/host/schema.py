@@ -18,7 +18,9 @@ def tolerant(make: Callable[..., Made], /, *args: Any, **keywords: Any) -> Made:
     known = inspect.signature(make).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         return make(*args, **keywords)
-    return make(*args, **{key: value for key, value in keywords.items() if key in known or key not in OPTIONAL})
+    return make(
+        *args, **{key: value for key, value in keywords.items() if key in known or key not in OPTIONAL}
+    )
 
 
 OPTIONAL = {"advanced", "search_aliases", "essentials_category", "has_intermediate_output"}

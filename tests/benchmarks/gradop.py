@@ -12,19 +12,24 @@ from dataclasses import dataclass, field
 import nodes as host_nodes
 import numpy as np
 import torch
-from guided_synthesis.guidance.painting import blur_sigma, gaussian
-from guided_synthesis.nodes import painting_guide
 from torch import Tensor
 
-from tiny_sd import data
-from tiny_sd.host_model import install_taesd, load_demo_model, open_host
-from tiny_sd import classifier
+from guided_synthesis.guidance.painting import blur_sigma, gaussian
+from guided_synthesis.nodes import painting_guide
+from tiny_sd import classifier, data
+from tiny_sd.host_model import load_demo_model
 from tiny_sd.world import draw, make_spec, stroke_painting
 
 SCENES, BATCH, STEPS, CFG, SEED = 40, 8, 20, 5.0, 1000
 SDEDIT = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 GUIDES = {
-    "GradOP+ released code, vae": {"mode": "released code", "decoder": "vae", "start": 0.2, "end": 1.0, "iterations": 3},
+    "GradOP+ released code, vae": {
+        "mode": "released code",
+        "decoder": "vae",
+        "start": 0.2,
+        "end": 1.0,
+        "iterations": 3,
+    },
     "GradOP+ denoised, vae": {"decoder": "vae"},
     "GradOP+ denoised, taesd": {"decoder": "taesd"},
     "GradOP+ denoised, linear": {"decoder": "linear"},
@@ -150,7 +155,15 @@ def run() -> str:
     study = Study()
     rows = [study.run(f"SDEdit, denoise {denoise}", denoise) for denoise in SDEDIT]
     rows += [study.run(name, **guide) for name, guide in GUIDES.items()]
-    head = ["method", "painting distance", "both blurred", "main object", "model calls", "decoder calls", "s / picture"]
+    head = [
+        "method",
+        "painting distance",
+        "both blurred",
+        "main object",
+        "model calls",
+        "decoder calls",
+        "s / picture",
+    ]
     lines = [head, ["---"] + ["---:"] * 6, *(study.figures(row) for row in rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"## GradOP+ and SDEdit on {len(study.specs)} hidden scenes\n\n{table}\n"

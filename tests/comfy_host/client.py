@@ -66,9 +66,12 @@ class Client:
         """Queue a graph; returns its id. Raises GraphError with the host's text if the host refuses it."""
         async with self._session.post("/prompt", json={"prompt": prompt, "client_id": self._name}) as answer:
             reply = await answer.json()
-            if answer.status != 200:
-                raise GraphError(refusal(reply, prompt))
-            return reply["prompt_id"]
+        # The host runs what is sound of a half-broken graph; whoever sent it wants all of it, or the error.
+        if answer.status == 200 and reply.get("node_errors"):
+            await self._drop(reply["prompt_id"])
+        if answer.status != 200 or reply.get("node_errors"):
+            raise GraphError(refusal(reply, prompt))
+        return reply["prompt_id"]
 
     async def run(self, prompt: Json, show: Show = lambda progress: None) -> list[Picture]:
         """Run a graph to its end and return the pictures it saved. Raises GraphError with the host's text."""
@@ -119,6 +122,11 @@ class Client:
         """Stop the graph that runs at the moment."""
         async with self._session.post("/interrupt", json={}) as answer:
             answer.raise_for_status()
+
+    async def _drop(self, prompt_id: str) -> None:
+        for path, data in (("/queue", {"delete": [prompt_id]}), ("/interrupt", {"prompt_id": prompt_id})):
+            async with self._session.post(path, json=data) as answer:
+                answer.raise_for_status()
 
     async def _view(self, item: Json) -> bytes:
         async with self._session.get("/view", params=item) as answer:

@@ -48,6 +48,7 @@ def demo(options: argparse.Namespace) -> int:
     name, file = checkpoint(options.checkpoint)
     host = find_host()
     order = {"names": names, "out": str(options.out.absolute()), "checkpoint": name}
+    order["folder"] = str(Path.cwd())
     order["checkpoint_file"] = file and str(file)
     return _inside(host, "comfy_host.demo", json.dumps({**_written(host), **order}))
 

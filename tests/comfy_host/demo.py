@@ -14,7 +14,7 @@ from pathlib import Path
 from comfy_host.client import Client, Progress, connect
 from comfy_host.graphs import choose_checkpoint, load_graph, prepare, write_pictures
 from comfy_host.locate import Host
-from comfy_host.places import DEMO_MODEL, ROOT
+from comfy_host.places import DEMO_MODEL
 from comfy_host.problems import Problem
 from comfy_host.server import check_pack, running
 from comfy_host.session import guarded
@@ -26,6 +26,7 @@ class Task:
 
     names: Sequence[str]
     out: Path
+    folder: Path  # where the user typed the command; files are named from there
     checkpoint: str | None = None  # a name in the host's list
     checkpoint_file: Path | None = None  # a file to make visible under that name
 
@@ -40,8 +41,7 @@ class Result:
     error: str = ""
 
     def __str__(self) -> str:
-        here = [file.relative_to(ROOT) if file.is_relative_to(ROOT) else file for file in self.files]
-        shown = " ".join(str(file) for file in here)
+        shown = " ".join(str(file) for file in self.files)
         return f"{self.name}  {self.seconds:.1f} s  {self.error and 'FAILED: ' + self.error or shown}"
 
 
@@ -73,11 +73,17 @@ async def run_graph(client: Client, object_info: dict, name: str, task: Task, us
         prompt = await prepare(client, graph, object_info, choice)
         pictures = await client.run(prompt, lambda progress: show(name, progress))
         files = write_pictures(name, prompt, pictures, task.out)
+        files = [seen_from(task.folder, file) for file in files]
         error = "" if files else "the graph saved no picture"
     except Problem as problem:
         error = str(problem)
     clear()
     return Result(name, time.perf_counter() - began, files, error)
+
+
+def seen_from(folder: Path, file: Path) -> Path:
+    """Return `file` as it is typed in `folder`."""
+    return file.relative_to(folder) if file.is_relative_to(folder) else file
 
 
 def show(name: str, progress: Progress) -> None:
@@ -99,7 +105,7 @@ def main(order: str) -> int:
     wanted = json.loads(order)
     host = Host(Path(wanted["tree"]), Path(wanted["python"]), wanted["cpu"], wanted["users"])
     file = wanted["checkpoint_file"] and Path(wanted["checkpoint_file"])
-    task = Task(wanted["names"], Path(wanted["out"]), wanted["checkpoint"], file)
+    task = Task(wanted["names"], Path(wanted["out"]), Path(wanted["folder"]), wanted["checkpoint"], file)
     return guarded(lambda: demo(host, task))
 
 

@@ -42,7 +42,7 @@ def pip(what: str, *arguments: str) -> None:
     began, tail = time.monotonic(), deque[str](maxlen=200)
     print(f"{what} ...", flush=True)
     HOST.mkdir(exist_ok=True)
-    with PIP_LOG.open("a", encoding="utf-8") as log:
+    with PIP_LOG.open("a", encoding="utf-8", buffering=1) as log:
         log.write(f"\n# {what}: {' '.join(command)}\n")
         with subprocess.Popen(
             command,

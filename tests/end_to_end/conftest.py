@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -41,9 +40,3 @@ def talk(server: Server) -> Talk:
 def object_info(talk: Talk) -> dict:
     """Return the host's description of its nodes."""
     return talk(Client.object_info)
-
-
-@pytest.fixture(scope="session")
-def users_host() -> bool:
-    """Tell whether the tests run on the user's own ComfyUI."""
-    return bool(os.environ.get("COMFYUI_PATH"))

@@ -29,9 +29,17 @@ def empty_latent(height: int = 128, width: int = 128, batch: int = 1) -> dict[st
     return {"samples": torch.zeros(batch, 4, height // 8, width // 8)}
 
 
-def sample(host: Any, model: Any, clip: Any, text: str = "a photo of a fox", latent: dict | None = None, **widgets):
+def sample(
+    host: Any, model: Any, clip: Any, text: str = "a photo of a fox", latent: dict | None = None, **widgets
+):
     """Run the host's KSampler and return the latents (B, 4, h, w)."""
-    settings = {"seed": SEED, "steps": STEPS, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal"} | widgets
+    settings = {
+        "seed": SEED,
+        "steps": STEPS,
+        "cfg": 3.0,
+        "sampler_name": "euler",
+        "scheduler": "normal",
+    } | widgets
     positive, negative = settings.pop("positive", None), conditioning(clip, "")
     with torch.inference_mode():
         out = host.nodes.common_ksampler(

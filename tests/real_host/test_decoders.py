@@ -46,14 +46,16 @@ def scenes(tiny):
     from tiny_sd import data
     from tiny_sd.world import draw, make_spec
 
-    images = [torch.from_numpy(draw(make_spec(data.HELD_OUT + n)).image.copy()).float() / 255 for n in range(2)]
+    images = [
+        torch.from_numpy(draw(make_spec(data.HELD_OUT + n)).image.copy()).float() / 255 for n in range(2)
+    ]
     with torch.inference_mode():
         latent = tiny[0].model.process_latent_in(tiny[2].encode(torch.stack(images)))
     return torch.stack(images).movedim(-1, 1), latent
 
 
 def _descended(decoder, latent, goal):
-    """Return the loss before and after one small step down the gradient, inside inference mode as a node would."""
+    """Return the loss before and after one small step down the gradient, as a node would."""
     with torch.inference_mode(), torch.inference_mode(False), torch.enable_grad():
         leaf = latent.clone().requires_grad_()
         loss = (decoder(leaf) - goal).square().mean()
@@ -97,7 +99,9 @@ def test_taesd_shows_what_the_hosts_own_preview_network_shows(decoders, host, ti
         assert torch.allclose(decoder(scenes[1]), (network.decode(scenes[1].clone()) + 1) / 2, atol=1e-5)
 
 
-def test_linear_is_closer_to_this_vae_than_the_hosts_factors_and_is_fitted_once(decoders, tiny, scenes, monkeypatch):
+def test_linear_is_closer_to_this_vae_than_the_hosts_factors_and_is_fitted_once(
+    decoders, tiny, scenes, monkeypatch
+):
     calls = []
     encode = decoders.gradients.encode
     monkeypatch.setattr(decoders.gradients, "encode", lambda *a: calls.append(1) or encode(*a))
@@ -115,10 +119,15 @@ def test_linear_is_closer_to_this_vae_than_the_hosts_factors_and_is_fitted_once(
 def test_linear_belongs_to_a_vae_and_a_latent_space(decoders, host, tiny):
     sdxl = SimpleNamespace(model=SimpleNamespace(latent_format=host.comfy.latent_formats.SDXL()))
     sdxl.model.process_latent_in = sdxl.model.latent_format.process_in
-    with decoders.open_decoder("linear", tiny[2], tiny[0]) as one, decoders.open_decoder("linear", tiny[2], sdxl) as two:
+    with (
+        decoders.open_decoder("linear", tiny[2], tiny[0]) as one,
+        decoders.open_decoder("linear", tiny[2], sdxl) as two,
+    ):
         latent = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
         rescaled = latent * 0.13025 / 0.18215  # the same latent of the VAE in SDXL's units
-        assert torch.allclose(one(latent), two(rescaled), atol=1e-3) and not torch.allclose(one(latent), two(latent))
+        assert torch.allclose(one(latent), two(rescaled), atol=1e-3) and not torch.allclose(
+            one(latent), two(latent)
+        )
 
 
 def test_the_memory_of_a_fitted_vae_is_not_held(decoders, tiny):
@@ -144,7 +153,9 @@ def test_taesd_is_freed_when_its_block_ends(decoders, host, tiny, taesd_file):
 
 def test_a_network_is_loaded_once_and_again_for_a_larger_latent(decoders, tiny, monkeypatch):
     asked, load = [], decoders.gradients.load
-    monkeypatch.setattr(decoders.gradients, "load", lambda p, memory, whole: asked.append(memory) or load(p, memory, whole))
+    monkeypatch.setattr(
+        decoders.gradients, "load", lambda p, memory, whole: asked.append(memory) or load(p, memory, whole)
+    )
     with decoders.open_decoder("vae", tiny[2], tiny[0]) as decoder, torch.no_grad():
         for side in (4, 4, 2, 8):
             decoder(torch.zeros(1, 4, side, side))
@@ -165,7 +176,10 @@ def _vae(**changes):
     [
         (None, "holds no VAE"),
         (_vae(first_stage_model=None), "holds no VAE"),
-        (_vae(latent_channels=16), "16 channels and 8 px per cell.*SD15.*4 channels and 8 px.*belongs to the checkpoint"),
+        (
+            _vae(latent_channels=16),
+            "16 channels and 8 px per cell.*SD15.*4 channels and 8 px.*belongs to the checkpoint",
+        ),
         (_vae(downscale_ratio=4), "4 channels and 4 px per cell.*different families"),
         (_vae(latent_dim=3), "video or sound"),
         (_vae(downscale_ratio=(lambda a: a, 8, 8)), "video or sound"),
@@ -186,7 +200,9 @@ def test_a_flow_model_with_its_own_vae_of_16_channels_is_fine(decoders, host):
 
 def test_a_missing_taesd_file_is_named_with_its_folder_and_a_remedy(decoders, host, approx_folder):
     (approx_folder / "taesdxl_decoder.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"taesd_decoder\.safetensors.*models/vae_approx.*choose the decoder"):
+    with pytest.raises(
+        ValueError, match=r"taesd_decoder\.safetensors.*models/vae_approx.*choose the decoder"
+    ):
         decoders.check_decoder("taesd", _vae(), _model(host.comfy.latent_formats.SD15()))
     assert decoders.check_decoder("taesd", _vae(), _model(host.comfy.latent_formats.SDXL())) == 8
 

@@ -1,4 +1,5 @@
-"""Gradients through the host's own networks, loaded by the host's own loader, inside inference mode as nodes are.
+"""Gradients through the host's own networks, loaded by the host's own loader, inside inference mode as nodes
+are.
 
 Every gradient is compared with central differences of a plain float64 copy of the network.
 """
@@ -31,7 +32,7 @@ def text(tiny):
 
 @pytest.fixture(scope="module")
 def kl_vae(host):
-    """Return a small AutoencoderKL (the class of SD's VAE, with attention) in the host's VAE, random weights."""
+    """Return the host's VAE with a small AutoencoderKL (SD's class, with attention), random weights."""
     widths = {"double_z": True, "z_channels": 4, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 32}
     widths |= {"ch_mult": [1, 2, 2, 2], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
     return _kl_vae(host, widths, torch.float32)
@@ -60,7 +61,7 @@ def _noise(*shape, seed=1):
 
 
 def _agrees(function, at, gradient, tolerance=1e-3, step=1e-6):
-    """Compare `gradient` with central differences of the float64 `function` at `at`, along three directions."""
+    """Compare `gradient` with central differences of the float64 `function` at `at`, in three directions."""
     with torch.inference_mode(False), torch.no_grad():
         at, gradient = at.detach().clone().double(), gradient.clone().double()
         for seed in range(3):
@@ -91,14 +92,16 @@ def _softmax_attention(q, k, v, heads, **_):
 
 
 def _gradient_of_denoise(gradients, model, x, text, wanted, **extra):
-    """Return dL/d(wanted) for L = mean x0hat^2, computed as a node would: everything inside inference mode."""
+    """Return dL/d(wanted) for L = mean x0hat^2, computed as a node would: inside inference mode."""
     with torch.inference_mode():
         gradients.load([model], 0)
         with gradients.differentiable():
             leaves = {"x": x.clone(), "text": text.clone(), **{k: v.clone() for k, v in extra.items()}}
             leaves[wanted].requires_grad_()
             named = {k: v for k, v in leaves.items() if k not in ("x", "text")}
-            x0 = gradients.denoise(model, leaves["x"], torch.full((x.shape[0],), SIGMA), leaves["text"], **named)
+            x0 = gradients.denoise(
+                model, leaves["x"], torch.full((x.shape[0],), SIGMA), leaves["text"], **named
+            )
             return torch.autograd.grad(x0.square().mean(), leaves[wanted])[0]
 
 
@@ -112,7 +115,7 @@ def _sample(host, tiny, text, model=None):
 
 
 def _traces(network):
-    """Return what would differ if anything stayed patched: attributes of every module, and every weight's bits."""
+    """Return what would differ if anything stayed patched: every module's attributes, every weight's bits."""
     attributes = [sorted(module.__dict__) for module in network.modules()]
     tensors = [(name, id(p), p.device, p.dtype, p.requires_grad) for name, p in network.named_parameters()]
     return attributes, tensors, [p.detach().clone() for p in network.parameters()]
@@ -126,12 +129,18 @@ def test_the_weights_are_inference_tensors_and_plain_autograd_refuses_them(tiny,
     model, _, vae = tiny
     assert all(p.is_inference() for p in vae.first_stage_model.parameters())
     assert any(p.is_inference() for p in model.model.diffusion_model.parameters())
-    with torch.inference_mode(False), torch.enable_grad(), pytest.raises(RuntimeError, match="[Ii]nference tensors"):
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        pytest.raises(RuntimeError, match="[Ii]nference tensors"),
+    ):
         vae.first_stage_model.decode(torch.zeros(1, 4, 8, 8, requires_grad=True)).sum().backward()
 
 
 @pytest.mark.parametrize("wanted", ["x", "text"])
-def test_the_gradient_through_the_diffusion_model_agrees_with_finite_differences(gradients, tiny, text, wanted):
+def test_the_gradient_through_the_diffusion_model_agrees_with_finite_differences(
+    gradients, tiny, text, wanted
+):
     x = SIGMA * _noise(2, 4, 16, 16)
     context = text.repeat(2, 1, 1)
     found = _gradient_of_denoise(gradients, tiny[0], x, context, wanted)
@@ -216,7 +225,9 @@ def test_half_precision_weights_of_the_diffusion_model_give_the_gradient_of_thei
 
     with torch.inference_mode():
         options = {"dtype": dtype}
-        model = host.comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT), model_options=options, output_vae=False)[0]
+        model = host.comfy.sd.load_checkpoint_guess_config(
+            str(CHECKPOINT), model_options=options, output_vae=False
+        )[0]
     assert {p.dtype for p in model.model.diffusion_model.parameters()} == {dtype}
     x = SIGMA * _noise(1, 4, 16, 16)
     found = _gradient_of_denoise(gradients, model, x, text, "x")
@@ -274,7 +285,9 @@ class _Streamed(torch.nn.Module):
         return torch.nn.functional.linear(x, self.buffer.view(4, 4)).tanh()
 
 
-def test_weights_that_the_host_streams_through_a_buffer_are_kept_for_the_backward_pass(gradients, monkeypatch):
+def test_weights_that_the_host_streams_through_a_buffer_are_kept_for_the_backward_pass(
+    gradients, monkeypatch
+):
     from guided_synthesis.nodes.host import plain_tensors
 
     layers, x = [_Streamed(1), _Streamed(2), _Streamed(3)], _noise(2, 4)
@@ -294,8 +307,18 @@ def test_checkpointing_gives_equal_gradients_and_keeps_less(gradients, tiny, kl_
     x, latent = SIGMA * _noise(1, 4, 16, 16), _noise(1, 4, 8, 8)
     sigma = torch.full((1,), SIGMA)
     calls = {
-        "unet": (tiny[0], tiny[0].model.diffusion_model, x, lambda at: gradients.denoise(tiny[0], at, sigma, text)),
-        "taesd": (tiny[2].patcher, tiny[2].first_stage_model, latent, lambda at: gradients.decode(tiny[2], at)),
+        "unet": (
+            tiny[0],
+            tiny[0].model.diffusion_model,
+            x,
+            lambda at: gradients.denoise(tiny[0], at, sigma, text),
+        ),
+        "taesd": (
+            tiny[2].patcher,
+            tiny[2].first_stage_model,
+            latent,
+            lambda at: gradients.decode(tiny[2], at),
+        ),
         "kl": (kl_vae.patcher, kl_vae.first_stage_model, latent, lambda at: gradients.decode(kl_vae, at)),
     }
     for patcher, network, start, call in calls.values():
@@ -324,7 +347,7 @@ def _gradient_and_bytes(gradients, start, call):
 
 
 def test_checkpointing_repeats_a_block_with_the_options_it_had(gradients, tiny, text):
-    """Count what an attention patch sees: in the backward pass the same blocks as forwards, not the last block's."""
+    """Look at what an attention patch sees: in the backward pass the same blocks as forwards."""
     model, seen = tiny[0].clone(), []
 
     def spy(q, k, v, extra_options):
@@ -368,7 +391,9 @@ def test_samples_are_bit_identical_before_and_after(host, gradients, tiny, text)
     assert all(p.grad is None for p in unet.parameters())
 
 
-@pytest.mark.parametrize("how", ["an exception in the loss", "an interrupt forwards", "an interrupt backwards"])
+@pytest.mark.parametrize(
+    "how", ["an exception in the loss", "an interrupt forwards", "an interrupt backwards"]
+)
 def test_samples_are_bit_identical_after(host, gradients, tiny, text, how):
     management, unet = host.comfy.model_management, tiny[0].model.diffusion_model
     before, traces = _sample(host, tiny, text), _traces(unet)
@@ -388,7 +413,9 @@ def test_samples_are_bit_identical_after(host, gradients, tiny, text, how):
     assert torch.equal(_sample(host, tiny, text), before) and _same(traces, _traces(unet))
 
 
-def test_inside_a_sampler_a_backward_pass_changes_nothing_and_agrees_with_denoise(host, gradients, tiny, text):
+def test_inside_a_sampler_a_backward_pass_changes_nothing_and_agrees_with_denoise(
+    host, gradients, tiny, text
+):
     model, found = tiny[0].clone(), SimpleNamespace(pairs=[], estimates=[])
 
     def look(args):

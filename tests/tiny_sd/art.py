@@ -23,7 +23,10 @@ ARCHIVES = {
         "lobehub-fluent-emoji-3d-1.1.0.tgz",
         "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
     ),
-    "drawing": ("fluentui-emoji-1.3.0.tgz", "ec892e607e854859b812c7d827801756adc19955b0ef56d4ae8afcddd19492c5"),
+    "drawing": (
+        "fluentui-emoji-1.3.0.tgz",
+        "ec892e607e854859b812c7d827801756adc19955b0ef56d4ae8afcddd19492c5",
+    ),
 }
 # noun -> (code point in the 3D set, file stem in the flat set)
 NOUNS = {
@@ -72,7 +75,9 @@ def sprite(noun: str, style: str) -> Image.Image:
 def _rasterise(data: bytes) -> Image.Image:
     import resvg_py
 
-    return Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=data.decode(), width=4 * SPRITE_SIZE))))
+    return Image.open(
+        io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=data.decode(), width=4 * SPRITE_SIZE)))
+    )
 
 
 def rebuild(folder: Path) -> None:

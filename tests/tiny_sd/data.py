@@ -28,4 +28,8 @@ def scenes(count: int, cache: Path) -> tuple[np.ndarray, list[str], np.ndarray]:
         np.save(images_file, np.stack([image for image, _, _ in drawn]))
         words_file.write_text(json.dumps([[caption, two] for _, caption, two in drawn]))
     words = json.loads(words_file.read_text())
-    return np.load(images_file, mmap_mode="r"), [caption for caption, _ in words], np.array([two for _, two in words])
+    return (
+        np.load(images_file, mmap_mode="r"),
+        [caption for caption, _ in words],
+        np.array([two for _, two in words]),
+    )

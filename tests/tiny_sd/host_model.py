@@ -1,4 +1,4 @@
-"""The real host in this process, and the demo model loaded by the host's own nodes. For tests, proofs and benchmarks."""
+"""The real host in this process, and the demo model loaded by its own nodes: for tests, proofs and benchmarks."""
 
 from __future__ import annotations
 

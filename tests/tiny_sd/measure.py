@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
+import nodes
 import numpy as np
 import torch
 from torch import Tensor
 
-import nodes
 from tiny_sd.classifier import pictures
 from tiny_sd.world import SIZE, Scene, Spec
 

@@ -57,7 +57,9 @@ def train(images: np.ndarray, minutes: float, state_file: Path, batch: int = 16,
     while spent < 60 * minutes:
         progress = spent / (60 * minutes)
         for group in optimizer.param_groups:
-            group["lr"] = float(2e-3 * min(1, (step + 1) / 100) * (0.02 + 0.98 * np.cos(progress * np.pi / 2) ** 2))
+            group["lr"] = float(
+                2e-3 * min(1, (step + 1) / 100) * (0.02 + 0.98 * np.cos(progress * np.pi / 2) ** 2)
+            )
         picks = generator.integers(0, len(images), batch)
         y, x = generator.integers(0, images.shape[1] - crop + 1, 2)
         pixels = torch.from_numpy(images[picks, y : y + crop, x : x + crop]).float().permute(0, 3, 1, 2) / 255
@@ -78,6 +80,13 @@ def train(images: np.ndarray, minutes: float, state_file: Path, batch: int = 16,
     _save(model, optimizer, spent, step, state_file)
 
 
-def _save(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seconds: float, step: int, file: Path) -> None:
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "seconds": seconds, "step": step}
+def _save(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, seconds: float, step: int, file: Path
+) -> None:
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "seconds": seconds,
+        "step": step,
+    }
     torch.save(state, file)

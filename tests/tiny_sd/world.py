@@ -32,7 +32,14 @@ WALLS = {
     "purple": (138, 84, 172),
 }
 HUES = {"red": 0, "yellow": 50, "green": 120, "blue": 220, "purple": 280}  # degrees
-COLOURED = {"balloon": 355, "heart": 355, "apple": 355, "umbrella": 270, "mushroom": 355, "car": 355}  # own hue
+COLOURED = {
+    "balloon": 355,
+    "heart": 355,
+    "apple": 355,
+    "umbrella": 270,
+    "mushroom": 355,
+    "car": 355,
+}  # own hue
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,9 @@ def make_spec(seed: int, things: int | None = None, style: str | None = None) ->
     if things == 1:
         size = rng.uniform(0.48, 0.74)
         side = rng.choices(("", " on the left", " on the right"), (0.5, 0.25, 0.25))[0]
-        x = {"": rng.uniform(0.42, 0.58), " on the left": 0.06 + size / 2, " on the right": 0.94 - size / 2}[side]
+        x = {"": rng.uniform(0.42, 0.58), " on the left": 0.06 + size / 2, " on the right": 0.94 - size / 2}[
+            side
+        ]
         spec_things, relation = (_thing(rng, nouns[0], place, x, size),), side
     else:
         left = _thing(rng, nouns[0], place, rng.uniform(0.25, 0.29), rng.uniform(0.40, 0.47))
@@ -148,9 +157,7 @@ def _background(place: str, rng: random.Random) -> Image.Image:
         "forest": ((52, 92, 36), (34, 62, 26)),
     }
     horizon = round(SIZE * rng.uniform(0.50, 0.60))
-    picture = np.concatenate(
-        [_gradient(*skies[place], horizon), _gradient(*grounds[place], SIZE - horizon)]
-    )
+    picture = np.concatenate([_gradient(*skies[place], horizon), _gradient(*grounds[place], SIZE - horizon)])
     image = Image.fromarray(picture.astype(np.uint8))
     pen = ImageDraw.Draw(image)
     if place == "beach":
@@ -203,7 +210,9 @@ def _place_thing(image: Image.Image, thing: Thing, spec: Spec) -> tuple[Image.Im
 def _watercolour(image: Image.Image, seed: int) -> Image.Image:
     """Flat washes with darker rims on rough, pale paper."""
     wash = image.filter(ImageFilter.MedianFilter(5)).filter(ImageFilter.SMOOTH)
-    rims = np.array(wash.convert("L").filter(ImageFilter.FIND_EDGES).filter(ImageFilter.GaussianBlur(1))) / 255.0
+    rims = (
+        np.array(wash.convert("L").filter(ImageFilter.FIND_EDGES).filter(ImageFilter.GaussianBlur(1))) / 255.0
+    )
     rims[:2], rims[-2:], rims[:, :2], rims[:, -2:] = 0, 0, 0, 0
     noise = np.random.default_rng(seed)
     grain = Image.fromarray(noise.integers(0, 256, (7, 7), dtype=np.uint8)).resize(image.size, Image.BICUBIC)
@@ -226,7 +235,11 @@ def draw(spec: Spec) -> Scene:
     return Scene(np.array(image), spec, tuple(masks))
 
 
-def stroke_painting(image: np.ndarray, colours: int = 8) -> np.ndarray:
-    """Return what a person would paint of `image` (H, W, 3) uint8: wide median strokes in a few colours."""
-    flat = Image.fromarray(image).filter(ImageFilter.MedianFilter(9)).filter(ImageFilter.MedianFilter(7))
-    return np.array(flat.quantize(colours, method=Image.Quantize.MEDIANCUT, kmeans=3).convert("RGB"))
+def stroke_painting(image: np.ndarray, colours: int = 5, brush: int = 17) -> np.ndarray:
+    """Return what a person would paint of `image` (H, W, 3) uint8: strokes `brush` px wide (odd) in a few colours.
+
+    With the defaults the classifier still names the main object in about half of the paintings.
+    """
+    wide = Image.fromarray(image).filter(ImageFilter.MedianFilter(brush))
+    strokes = wide.filter(ImageFilter.MedianFilter(2 * (brush // 3) + 1))
+    return np.array(strokes.quantize(colours, method=Image.Quantize.MEDIANCUT, kmeans=3).convert("RGB"))

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from guided_synthesis.guidance.decoding import LinearDecoder, colour_field, fit_linear
 from torch.autograd import gradcheck
+
+from guided_synthesis.guidance.decoding import LinearDecoder, colour_field, fit_linear
 
 
 def test_the_fit_finds_an_affine_map_again():
@@ -19,7 +20,9 @@ def test_the_fit_agrees_with_numpy_on_noisy_data():
     torch.manual_seed(0)
     latents, pictures = torch.randn(1, 4, 6, 6), torch.rand(1, 3, 12, 12)
     weight, bias = fit_linear(latents, pictures)
-    cells = pictures.reshape(1, 3, 6, 2, 6, 2).mean((3, 5)).permute(0, 2, 3, 1).reshape(-1, 3).double().numpy()
+    cells = (
+        pictures.reshape(1, 3, 6, 2, 6, 2).mean((3, 5)).permute(0, 2, 3, 1).reshape(-1, 3).double().numpy()
+    )
     affine = np.c_[latents.permute(0, 2, 3, 1).reshape(-1, 4).double().numpy(), np.ones(36)]
     theirs = np.linalg.lstsq(affine, cells, rcond=None)[0]
     assert np.allclose(torch.cat([weight, bias[None]]).numpy(), theirs, atol=1e-5)
@@ -43,3 +46,29 @@ def test_the_colour_field_is_always_the_same_and_shows_many_colours():
     assert field.shape == (1, 3, 256, 256) and field.min() >= 0 and field.max() <= 1
     assert torch.equal(field, colour_field(256, 8))
     assert (field.std((2, 3)) > 0.2).all()
+
+
+class Curved:
+    """An exact decoder for tests: not linear, two px per cell."""
+
+    name, cost, scale, calls = "vae", "none", 2, 0
+
+    def __call__(self, latent):
+        """Return squashed colours of the first three channels."""
+        self.calls += 1
+        return torch.sigmoid(latent[:, :3]).repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+
+def test_around_a_latent_the_linear_decoder_is_exact_there_and_counts_together():
+    torch.manual_seed(0)
+    exact, latent = Curved(), torch.randn(2, 4, 5, 5)
+    decoder = LinearDecoder(torch.randn(4, 3), torch.randn(3), exact)
+    near = decoder.around(latent)
+    assert exact.calls == 1 and decoder.calls == 0
+    assert torch.allclose(near(latent), exact(latent)[..., ::2, ::2], atol=1e-6)
+    step = torch.randn_like(latent)
+    assert torch.allclose(
+        near(latent + step) - near(latent), decoder(latent + step) - decoder(latent), atol=1e-5
+    )
+    assert decoder.calls == near.calls == 5
+    assert LinearDecoder(torch.randn(4, 3), torch.randn(3)).around(latent)(latent).shape == (2, 3, 5, 5)

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from guided_synthesis.guidance.decoding import LinearDecoder
-from guided_synthesis.guidance.painting import PaintingObjective, blur_sigma, fitted, gaussian
 from torch.autograd import gradcheck
 from torchvision.transforms.functional import gaussian_blur
+
+from guided_synthesis.guidance.decoding import LinearDecoder
+from guided_synthesis.guidance.painting import PaintingObjective, blur_sigma, fitted, gaussian
 
 
 class Doubling:
@@ -13,7 +14,12 @@ class Doubling:
 
     name, cost, scale, calls = "vae", "none", 2, 0
 
+    def around(self, latent):
+        """Return itself."""
+        return self
+
     def __call__(self, latent):
+        """Return three channels, enlarged."""
         self.calls += 1
         return latent[:, :3].repeat_interleave(2, -1).repeat_interleave(2, -2)
 
@@ -41,7 +47,9 @@ def test_gaussian_agrees_with_torchvision_away_from_the_border():
 
 
 def test_gaussian_keeps_a_flat_picture_flat_up_to_its_border():
-    assert torch.allclose(gaussian(torch.full((1, 3, 20, 12), 0.3), 4.0), torch.full((1, 3, 20, 12), 0.3), atol=1e-6)
+    assert torch.allclose(
+        gaussian(torch.full((1, 3, 20, 12), 0.3), 4.0), torch.full((1, 3, 20, 12), 0.3), atol=1e-6
+    )
 
 
 def test_a_perfect_match_has_loss_zero_and_colour_counts():

@@ -41,13 +41,9 @@ def wheel_of(folder: Path, **files: str) -> Path:
 
 def test_an_unknown_graph_is_answered_with_the_names_there_are():
     answer = run("demo", "--only", "gradop_painting", "no_such_graph")
+    names = ", ".join(sorted(file.stem for file in (ROOT / "example_workflows").glob("*.json")))
     assert answer.returncode == 1
-    assert (
-        answer.stderr.strip()
-        == "There is no graph no_such_graph; there are: "
-        + ", ".join(sorted(file.stem for file in (ROOT / "example_workflows").glob("*.json")))[:]
-        + "."
-    )
+    assert answer.stderr.strip() == f"There is no graph no_such_graph; there are: {names}."
 
 
 def test_a_comfyui_path_that_leads_nowhere_is_named(tmp_path: Path):

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from guided_synthesis.guidance.steering import descend, steered
 from torch.autograd import gradcheck
+
+from guided_synthesis.guidance.steering import descend, steered
 
 
 def squared_distance_to(target):

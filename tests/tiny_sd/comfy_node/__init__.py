@@ -46,7 +46,11 @@ class TinyClipModel(comfy.sd1_clip.SD1ClipModel):
 class TinySD(comfy.supported_models.SD15):
     """SD 1.5 with 64 model channels and 64-wide text features."""
 
-    unet_config = {**comfy.supported_models.SD15.unet_config, "model_channels": 64, "context_dim": TEXT["hidden_size"]}
+    unet_config = {
+        **comfy.supported_models.SD15.unet_config,
+        "model_channels": 64,
+        "context_dim": TEXT["hidden_size"],
+    }
     unet_extra_config = {"num_heads": UNET["num_heads"], "num_head_channels": -1}
 
     def clip_target(self, state_dict=None):
