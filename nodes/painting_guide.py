@@ -17,10 +17,15 @@ from ..guidance.painting import PaintingObjective, fitted
 from ..guidance.steering import descend, steered
 from .host import checks
 from .host.decoders import DECODERS, check_decoder, open_decoder
+from .host.gradients import memory_advice
 from .host.restarts import Moment, Move, check_interrupt, restart_sampling
 from .host.schema import tolerant
 
 DENOISED, RELEASED = "denoised", "released code"
+OUT_OF_MEMORY = (
+    "The GradOP Painting Guide had no room for its decoder: choose the decoder linear (or taesd) in the node, or "
+    "make a smaller picture or fewer at once."
+)
 
 
 @dataclass(frozen=True)
@@ -105,10 +110,11 @@ def _painting_run(
         def move(moment: Moment) -> Tensor:
             # the released program decodes the noisy latent as if it were clean
             start = moment.as_network_input(moment.following) if released else moment.denoised
-            near = objective.around(start)
-            moved = descend(
-                start, near, settings.steps_per_iteration, settings.learning_rate, check_interrupt
-            )
+            with memory_advice(OUT_OF_MEMORY):
+                near = objective.around(start)
+                moved = descend(
+                    start, near, settings.steps_per_iteration, settings.learning_rate, check_interrupt
+                )
             region = None if mask is None else fitted(mask.to(moved), *moved.shape[-2:])
             return steered(start, moved, settings.strength, region)
 

@@ -12,7 +12,8 @@ because memory is low.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.ldm.modules.attention
@@ -24,7 +25,7 @@ from torch import Tensor
 from .plain_tensors import checkpointed, differentiable
 
 __all__ = ["calc_conds", "checkpointed", "decode", "decode_memory", "denoise", "differentiable", "encode"]
-__all__ += ["encode_memory", "load"]
+__all__ += ["encode_memory", "is_loaded", "load", "memory_advice"]
 
 # Memory for a pass forwards and backwards, against the host's figure for forwards alone. Measured on the SD
 # VAE: the activations that autograd keeps are 2.6 times that figure (decode) and 1.7 times (encode); the rest
@@ -45,6 +46,15 @@ def load(patchers: list[Any], memory: float, whole: bool = False) -> None:
     comfy.model_management.load_models_gpu(
         [*patchers, *others], memory_required=memory, force_full_load=whole
     )
+
+
+@contextmanager
+def memory_advice(advice: str) -> Iterator[None]:
+    """Let an out-of-memory error of the block say what to do; the host treats it as its own, as before."""
+    try:
+        yield
+    except comfy.model_management.OOM_EXCEPTION as error:
+        raise comfy.model_management.OOM_EXCEPTION(f"Out of memory. {advice}") from error
 
 
 def is_loaded(patcher: Any) -> bool:

@@ -308,6 +308,17 @@ def test_an_error_or_an_interrupt_in_the_guide_leaves_nothing_behind(host, tiny,
     assert torch.equal(sample(host, guided, tiny[1]), sample(host, guide(node, tiny, painting), tiny[1]))
 
 
+def test_out_of_memory_says_which_decoder_to_choose(host, tiny, node, painting, monkeypatch):
+    kind = host.comfy.model_management.OOM_EXCEPTION
+
+    def greedy(*_, **__):
+        raise kind("CUDA out of memory")
+
+    monkeypatch.setattr(node, "descend", greedy)
+    with pytest.raises(kind, match="choose the decoder linear"):
+        sample(host, guide(node, tiny, painting), tiny[1])
+
+
 def _check(host):
     host.comfy.model_management.throw_exception_if_processing_interrupted()
 
