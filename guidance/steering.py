@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's own defaults
+
 
 class Objective(Protocol):
     """What a guide wants: latents (B, C, h, w) in the model's space -> one loss per sample (B,), differentiable."""
@@ -28,20 +30,32 @@ def descend(
     steps: int,
     learning_rate: float,
     tick: Callable[[], None] = lambda: None,
+    elementwise: bool = False,
 ) -> Tensor:
     """Return `start` (B, C, h, w) after `steps` Adam steps at `learning_rate` (latent units) on `objective`, float32.
 
-    Samples do not influence each other. `tick` runs before every step: raise there to interrupt. Works under
-    `torch.inference_mode()` and `no_grad`. The optimiser starts afresh with every call, as in GradOP+.
+    Adam's second moment is one number for each sample, so a step keeps the direction of the gradient and the move is
+    as smooth as the objective. With `elementwise` it is one for each element, as in the original: tiny gradients then
+    count as much as large ones, which shows as grain. Samples do not influence each other. `tick` runs before every
+    step: raise there to interrupt. Works under `torch.inference_mode()` and `no_grad`.
     """
-    with torch.inference_mode(False), torch.enable_grad():
-        latent = start.detach().clone().float().requires_grad_()
-        optimizer = torch.optim.Adam([latent], lr=learning_rate)
-        for _ in range(steps):
+    with torch.inference_mode(False):
+        latent = start.detach().clone().float()
+        mean, square = torch.zeros_like(latent), torch.zeros_like(latent)
+        for step in range(1, steps + 1):
             tick()
-            (latent.grad,) = torch.autograd.grad(objective(latent).sum(), latent)
-            optimizer.step()
-        return latent.detach()
+            gradient = _gradient(objective, latent)
+            power = gradient.square() if elementwise else gradient.square().mean((1, 2, 3), keepdim=True)
+            mean, square = mean.lerp(gradient, 1 - BETA1), square.lerp(power.expand_as(square), 1 - BETA2)
+            scale = (square / (1 - BETA2**step)).sqrt() + EPSILON
+            latent = latent - learning_rate * (mean / (1 - BETA1**step)) / scale
+        return latent
+
+
+def _gradient(objective: Objective, latent: Tensor) -> Tensor:
+    with torch.enable_grad():
+        leaf = latent.detach().requires_grad_()
+        return torch.autograd.grad(objective(leaf).sum(), leaf)[0]
 
 
 def steered(denoised: Tensor, moved: Tensor, strength: float, region: Tensor | None = None) -> Tensor:

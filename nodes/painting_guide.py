@@ -104,7 +104,7 @@ def _painting_run(
 ) -> Iterator[Move]:
     """Open the decoder for one run and yield the function that moves its estimates."""
     with open_decoder(decoder, vae, model) as decode:
-        released = settings.mode == RELEASED
+        released, steps = settings.mode == RELEASED, settings.steps_per_iteration
         objective = PaintingObjective(decode, painting, mask, settings.blur, released_code=released)
 
         def move(moment: Moment) -> Tensor:
@@ -112,9 +112,7 @@ def _painting_run(
             start = moment.as_network_input(moment.following) if released else moment.denoised
             with memory_advice(OUT_OF_MEMORY):
                 near = objective.around(start)
-                moved = descend(
-                    start, near, settings.steps_per_iteration, settings.learning_rate, check_interrupt
-                )
+                moved = descend(start, near, steps, settings.learning_rate, check_interrupt, released)
             region = None if mask is None else fitted(mask.to(moved), *moved.shape[-2:])
             return steered(start, moved, settings.strength, region)
 
@@ -156,7 +154,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "end_percent",
-            default=0.9,
+            default=0.8,
             **percent,
             tooltip="Where the guide ends. Earlier: the model repaints more freely. Later: colours stay closer.",
         ),
@@ -176,7 +174,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "learning_rate",
-            default=0.2,
+            default=0.1,
             min=0.001,
             max=2.0,
             step=0.001,

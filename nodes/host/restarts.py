@@ -16,6 +16,7 @@ import comfy.model_management
 import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
+from tqdm.auto import tqdm
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,15 @@ def restart_sampling(
     first, last = sampling.percent_to_sigma(start_percent), sampling.percent_to_sigma(end_percent)
 
     def around_sampler(
-        executor, guider, sigmas, extra_args, callback, noise, latent_image=None, *rest, **named
+        executor,
+        guider,
+        sigmas,
+        extra_args,
+        callback,
+        noise,
+        latent_image=None,
+        denoise_mask=None,
+        disable_pbar=False,
     ):
         check(noise.shape)
         schedule = extra_args["model_options"].get("transformer_options", {}).get("sample_sigmas", sigmas)
@@ -67,9 +76,11 @@ def restart_sampling(
         chosen = chosen[:iterations] if iterations else chosen
         steps = [i for i, sigma in enumerate(sigmas[:-1].tolist()) if chosen and _between(sigma, chosen)]
         if not steps:
-            return executor(guider, sigmas, extra_args, callback, noise, latent_image, *rest, **named)
-        run = _Run(executor, guider, sigmas, extra_args, callback, rest, named)
-        with ExitStack() as resources:
+            return executor(
+                guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar
+            )
+        with ExitStack() as resources, tqdm(total=len(sigmas) - 1, disable=disable_pbar) as bar:
+            run = _Run(executor, guider, sigmas, extra_args, callback, denoise_mask, bar)
             return run(noise, latent_image, steps, resources, begin)
 
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "guided_synthesis", around_sampler)
@@ -84,10 +95,9 @@ def _between(sigma: float, chosen: list[float]) -> bool:
 class _Run:
     """One sampling call, cut into stretches."""
 
-    def __init__(self, executor, guider, sigmas, extra_args, callback, rest, named) -> None:
+    def __init__(self, executor, guider, sigmas, extra_args, callback, mask, bar) -> None:
         self.executor, self.guider, self.sigmas, self.extra_args = executor, guider, sigmas, extra_args
-        self.callback, self.rest, self.named = callback, rest, named
-        self.mask = named.get("denoise_mask", rest[0] if rest else None)
+        self.callback, self.mask, self.bar = callback, mask, bar
         self.sampling = guider.inner_model.model_sampling
         self.denoised: Tensor | None = None
 
@@ -98,6 +108,11 @@ class _Run:
         for step in steps:
             following = self.stretch(position, step + 1, noise, latent, withhold=step)
             check_interrupt()
+            if self.denoised is None:
+                raise ValueError(
+                    f"The sampler {type(self.executor.class_obj).__name__} does not report its estimate, so it cannot "
+                    "be guided. Choose another sampler, euler for example."
+                )
             move = move or resources.enter_context(begin())
             latent = move(Moment(self.denoised, following, self.sigmas[step + 1], self.sampling)).to(
                 following
@@ -123,12 +138,11 @@ class _Run:
                 self.report(first + step, denoised, x)
 
         sigmas = self.sigmas[first : last + 1]
-        return self.executor(
-            self.guider, sigmas, self.extra_args, callback, noise, latent, *self.rest, **self.named
-        )
+        return self.executor(self.guider, sigmas, self.extra_args, callback, noise, latent, self.mask, True)
 
     def report(self, step: int, denoised: Tensor, x: Tensor) -> None:
-        """Tell the host's progress bar and preview about a step."""
+        """Tell the progress bars and the preview about a step."""
+        self.bar.update(step + 1 - self.bar.n)
         if self.callback is not None:
             self.callback(step, denoised, x, len(self.sigmas) - 1)
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import nodes as host_nodes
@@ -29,7 +30,7 @@ SHORT = {
     "start_percent": 0.4,
     "end_percent": 0.7,
     "steps_per_iteration": 12,
-}  # six guided steps: the VAE is slow
+}  # three late steps: the VAE is slow
 PAPER = {
     "start_percent": 0.2,
     "end_percent": 1.0,
@@ -44,9 +45,9 @@ GUIDES: dict[str, dict[str, Any]] = {
         "decoder": "vae",
     },
     "GradOP+ `denoised`, the paper's settings, linear": {**PAPER, "decoder": "linear"},
-    "GradOP+ `denoised`, six guided steps, vae": {**SHORT, "decoder": "vae"},
-    "GradOP+ `denoised`, six guided steps, taesd": {**SHORT, "decoder": "taesd"},
-    "GradOP+ `denoised`, six guided steps, linear": {**SHORT, "decoder": "linear"},
+    "GradOP+ `denoised`, three late steps, vae": {**SHORT, "decoder": "vae"},
+    "GradOP+ `denoised`, three late steps, taesd": {**SHORT, "decoder": "taesd"},
+    "GradOP+ `denoised`, three late steps, linear": {**SHORT, "decoder": "linear"},
     "GradOP+, the node's defaults (linear)": {"decoder": "linear"},
     "the node's defaults on top of SDEdit 0.8": {"decoder": "linear", "denoise": 0.8},
     "the node's defaults on top of SDEdit 0.6": {"decoder": "linear", "denoise": 0.6},
@@ -63,7 +64,7 @@ HEAD = (
 EXPLAINED = """Distance: mean squared difference between the blurred picture and the painting, times 1000 (blur 6 px at
 128 px: 0.75 latent cells); "both blurred": the painting is blurred as well. Main object: the classifier names it (of
 40). Model calls: UNet batches for a batch of 8, guided or not. Decodes: how often latents become colours for the guide
-(vae, taesd: with a backward pass; linear: matrix products + decodes of the VAE without one). Seconds: 2 CPU cores.
+(vae, taesd: with a backward pass; linear: matrix products + decodes of the VAE without one). Seconds: {threads} CPU thread(s).
 The hidden scene's own row is the distance that a perfectly realistic picture of the scene keeps. The demo autoencoder
 is of TAESD's class, so `taesd` runs the same network as `vae` here."""
 
@@ -97,7 +98,7 @@ class Study:
 
     @torch.inference_mode()
     def run(self, name: str, denoise: float = 1.0, **widgets: Any) -> Row:
-        """Make a picture of every painting: with `widgets` by the guide node, from img2img where `denoise` < 1."""
+        """Make a picture of every painting: with `widgets` guided, from img2img where `denoise` < 1."""
         row = Row(name)
         for start in range(0, len(self.specs), BATCH):
             painting = self.paintings[start : start + BATCH]
@@ -182,14 +183,18 @@ def run() -> str:
     """Run every method and return the section of RESULTS.md."""
     study = Study()
     hidden = torch.from_numpy(np.stack(study.scenes)).float().movedim(-1, 1) / 255
-    rows = [
-        study.given("the paintings themselves", study.paintings.movedim(-1, 1)),
-        study.given("the hidden scenes themselves", hidden),
-        study.run("text only"),
-        *(study.run(f"SDEdit, denoise {denoise:g}", denoise) for denoise in SDEDIT),
-        *(study.run(name, **widgets) for name, widgets in GUIDES.items()),
+    lines = [" | ".join(HEAD), " | ".join(["---"] + ["---:"] * (len(HEAD) - 1))]
+    methods = [
+        lambda: study.given("the paintings themselves", study.paintings.movedim(-1, 1)),
+        lambda: study.given("the hidden scenes themselves", hidden),
+        lambda: study.run("text only"),
+        *(partial(study.run, f"SDEdit, denoise {denoise:g}", denoise) for denoise in SDEDIT),
+        *(partial(study.run, name, **widgets) for name, widgets in GUIDES.items()),
     ]
-    lines = [HEAD, ["---"] + ["---:"] * (len(HEAD) - 1), *(study.cells(row) for row in rows)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    for method in methods:
+        lines.append(" | ".join(study.cells(method())))
+        print(lines[-1], flush=True)
+    table = "\n".join(f"| {line} |" for line in lines)
     title = f"## GradOP+ and SDEdit on {len(study.specs)} hidden scenes"
-    return f"{title}\n\n`python run.py bench gradop`\n\n{table}\n\n{EXPLAINED}\n"
+    explained = EXPLAINED.format(threads=torch.get_num_threads())
+    return f"{title}\n\n`python run.py bench gradop`\n\n{table}\n\n{explained}\n"

@@ -23,10 +23,10 @@ def painting():
 
 
 def guide(node, tiny, painting, **widgets):
-    """The node as a graph calls it, with its own defaults and the linear decoder."""
+    """The node as a graph calls it: its own defaults, but up to 0.9, so that eight steps suffice to see it."""
     inputs = node.PaintingGuide.define_schema().inputs
     settings = {entry.id: entry.default for entry in inputs if hasattr(entry, "default")}
-    settings |= {"decoder": "linear"} | widgets
+    settings |= {"decoder": "linear", "end_percent": 0.9} | widgets
     model = settings.pop("model", tiny[0])
     vae = settings.pop("vae", tiny[2])
     with torch.inference_mode():
@@ -122,7 +122,7 @@ def test_a_run_is_the_loop_of_the_paper_written_out(host, tiny, node, painting, 
             x = denoised + following / sigma * (x - denoised)
             if i in chosen:
                 start = x / torch.sqrt(1 + following**2) if mode == "released code" else denoised
-                moved = descend(start, objective.around(start), 12, 0.1)
+                moved = descend(start, objective.around(start), 12, 0.1, elementwise=mode == "released code")
                 generator = torch.Generator("cpu").manual_seed((SEED + 0x9E3779B9 * (i + 1)) % 2**63)
                 x = moved + following * torch.randn(moved.shape, generator=generator)
     assert len(chosen) == 2
@@ -150,6 +150,18 @@ def test_schedulers_are_guided(host, tiny, node, painting, scheduler):
     plain = sample(host, tiny[0], tiny[1], scheduler=scheduler)
     guided = sample(host, guide(node, tiny, painting), tiny[1], scheduler=scheduler)
     assert distance(tiny, guided, painting).item() < 0.7 * distance(tiny, plain, painting).item()
+
+
+def test_a_sampler_that_reports_nothing_is_refused_by_name(host, tiny, node, painting):
+    def silent(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        return model(x, sigmas[0] * x.new_ones([x.shape[0]]), **extra_args)
+
+    guider = host.comfy.samplers.CFGGuider(guide(node, tiny, painting))
+    guider.set_conds(conditioning(tiny[1], "a fox"), conditioning(tiny[1], ""))
+    latent = empty_latent()["samples"]
+    sampler = host.comfy.samplers.KSAMPLER(silent)
+    with torch.inference_mode(), pytest.raises(ValueError, match="KSAMPLER does not report its estimate"):
+        guider.sample(torch.randn_like(latent), latent, sampler, torch.tensor([5.0, 1.0, 0.0]), seed=1)
 
 
 def test_sampler_custom_advanced_is_guided(host, tiny, node, painting):

@@ -18,16 +18,27 @@ def test_descent_goes_down_the_objective():
     assert (objective(moved) < 0.25 * objective(start)).all()
 
 
-def test_descent_is_that_of_an_adam_written_out():
+def test_elementwise_descent_is_torchs_adam():
     torch.manual_seed(0)
-    start, target = torch.randn(1, 4, 3, 3), torch.randn(1, 4, 3, 3)
-    moved = descend(start, squared_distance_to(target), steps=3, learning_rate=0.1)
-    z, m, v = start.double(), 0.0, 0.0
-    for step in (1, 2, 3):
-        gradient = 2 * (z - target) / target.numel()
-        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
-        z = z - 0.1 * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
-    assert torch.allclose(moved.double(), z, atol=1e-5)
+    start, target = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
+    objective = squared_distance_to(target)
+    theirs = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([theirs], lr=0.1)
+    for _ in range(8):
+        optimizer.zero_grad()
+        objective(theirs).sum().backward()
+        optimizer.step()
+    assert torch.allclose(descend(start, objective, 8, 0.1, elementwise=True), theirs, atol=1e-5)
+
+
+def test_the_first_step_keeps_the_direction_of_the_gradient():
+    torch.manual_seed(0)
+    start, target = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
+    move = descend(start, squared_distance_to(target), 1, 0.1) - start
+    wanted = target - start
+    cosine = torch.cosine_similarity(move.flatten(1), wanted.flatten(1))
+    assert torch.allclose(cosine, torch.ones(2), atol=1e-5)
+    assert torch.allclose(move.square().mean((1, 2, 3)).sqrt(), torch.full((2,), 0.1), atol=1e-4)
 
 
 def test_samples_of_a_batch_do_not_influence_each_other():
