@@ -64,8 +64,8 @@ HEAD = (
 EXPLAINED = """Distance: mean squared difference between the blurred picture and the painting, times 1000 (blur 6 px at
 128 px: 0.75 latent cells); "both blurred": the painting is blurred as well. Main object: the classifier names it (of
 40). Model calls: UNet batches for a batch of 8, guided or not. Decodes: how often latents become colours for the guide
-(vae, taesd: with a backward pass; linear: matrix products + decodes of the VAE without one). Seconds: {threads} CPU thread(s).
-The hidden scene's own row is the distance that a perfectly realistic picture of the scene keeps. The demo autoencoder
+(vae, taesd: with a backward pass; linear: matrix products + decodes of the VAE without one). Seconds: {threads} CPU
+thread(s). The hidden scene's own row is the distance that a perfectly realistic picture of the scene keeps. The demo autoencoder
 is of TAESD's class, so `taesd` runs the same network as `vae` here."""
 
 
