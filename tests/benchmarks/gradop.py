@@ -45,12 +45,13 @@ GUIDES: dict[str, dict[str, Any]] = {
         "decoder": "vae",
     },
     "GradOP+ `denoised`, the paper's settings, linear": {**PAPER, "decoder": "linear"},
-    "GradOP+ `denoised`, three late steps, vae": {**SHORT, "decoder": "vae"},
-    "GradOP+ `denoised`, three late steps, taesd": {**SHORT, "decoder": "taesd"},
-    "GradOP+ `denoised`, three late steps, linear": {**SHORT, "decoder": "linear"},
+    "GradOP+ `denoised`, 3 late steps, vae": {**SHORT, "decoder": "vae"},
+    "GradOP+ `denoised`, 3 late steps, taesd": {**SHORT, "decoder": "taesd"},
+    "GradOP+ `denoised`, 3 late steps, linear": {**SHORT, "decoder": "linear"},
     "GradOP+, the node's defaults (linear)": {"decoder": "linear"},
-    "the node's defaults on top of SDEdit 0.8": {"decoder": "linear", "denoise": 0.8},
-    "the node's defaults on top of SDEdit 0.6": {"decoder": "linear", "denoise": 0.6},
+    "GradOP+, the node's defaults, end_percent 0.9": {"decoder": "linear", "end_percent": 0.9},
+    "GradOP+, the node's defaults, on SDEdit 0.8": {"decoder": "linear", "denoise": 0.8},
+    "GradOP+, end_percent 0.9, on SDEdit 0.6": {"decoder": "linear", "end_percent": 0.9, "denoise": 0.6},
 }
 HEAD = (
     "method",
@@ -65,7 +66,7 @@ EXPLAINED = """Distance: mean squared difference between the blurred picture and
 128 px: 0.75 latent cells); "both blurred": the painting is blurred as well. Main object: the classifier names it (of
 40). Model calls: UNet batches for a batch of 8, guided or not. Decodes: how often latents become colours for the guide
 (vae, taesd: with a backward pass; linear: matrix products + decodes of the VAE without one). Seconds: {threads} CPU
-thread(s). The hidden scene's own row is the distance that a perfectly realistic picture of the scene keeps. The demo autoencoder
+thread(s). The hidden scenes' own row is the distance that a perfect picture of the scene keeps. The demo autoencoder
 is of TAESD's class, so `taesd` runs the same network as `vae` here."""
 
 
