@@ -86,13 +86,11 @@ def check_decoder(name: str, vae: Any, model: Any) -> int:
             "This VAE is made for video or sound, not for single pictures. Connect an image VAE."
         )
     latent_format = model.model.latent_format
-    own = vae.latent_channels, vae.downscale_ratio
-    wanted = latent_format.latent_channels, _px_per_cell(latent_format) or vae.downscale_ratio
-    if own != wanted:
+    if vae.latent_channels != latent_format.latent_channels:
         raise ValueError(
-            f"This VAE makes latents of {own[0]} channels and {own[1]} px per cell, but the model "
-            f"({type(latent_format).__name__}) works on {wanted[0]} channels and {wanted[1]} px: they are of "
-            "different families. Connect the VAE that belongs to the checkpoint."
+            f"This VAE makes latents of {vae.latent_channels} channels, but the model "
+            f"({type(latent_format).__name__}) works on {latent_format.latent_channels}: they are of different "
+            "families. Connect the VAE that belongs to the checkpoint."
         )
     if name == "taesd":
         _taesd_file(latent_format)
@@ -188,9 +186,3 @@ def _forward_memory(vae: Any, scale: int) -> float:
     cells, px = (1, vae.latent_channels, FIELD_CELLS, FIELD_CELLS), FIELD_CELLS * scale
     encoding = vae.memory_used_encode((1, 3, px, px), vae.vae_dtype)
     return max(encoding, vae.memory_used_decode(cells, vae.vae_dtype))
-
-
-def _px_per_cell(latent_format: Any) -> int | None:
-    """Return the px per cell that the model's latents stand for, or None where an older host does not say."""
-    known = 8 if latent_format.taesd_decoder_name else None  # a TAESD always has 8
-    return getattr(latent_format, "spacial_downscale_ratio", known)

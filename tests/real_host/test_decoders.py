@@ -178,9 +178,8 @@ def _vae(**changes):
         (_vae(first_stage_model=None), "holds no VAE"),
         (
             _vae(latent_channels=16),
-            "16 channels and 8 px per cell.*SD15.*4 channels and 8 px.*belongs to the checkpoint",
+            "16 channels.*SD15.*works on 4:.*belongs to the checkpoint",
         ),
-        (_vae(downscale_ratio=4), "4 channels and 4 px per cell.*different families"),
         (_vae(latent_dim=3), "video or sound"),
         (_vae(downscale_ratio=(lambda a: a, 8, 8)), "video or sound"),
     ],
@@ -194,7 +193,7 @@ def test_a_vae_that_does_not_fit_is_named(decoders, host, vae, sentence):
 def test_a_flow_model_with_its_own_vae_of_16_channels_is_fine(decoders, host):
     flux = _model(host.comfy.latent_formats.Flux())
     assert decoders.check_decoder("vae", _vae(latent_channels=16), flux) == 8
-    with pytest.raises(ValueError, match="4 channels.*Flux.*16 channels"):
+    with pytest.raises(ValueError, match="4 channels.*Flux.*works on 16"):
         decoders.check_decoder("vae", _vae(), flux)
 
 

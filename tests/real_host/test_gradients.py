@@ -170,8 +170,8 @@ def test_the_gradient_of_a_v_prediction_model_agrees_with_finite_differences(hos
 def test_the_gradient_to_the_size_condition_of_an_sdxl_like_model_agrees_with_finite_differences(
     host, gradients, tiny, text
 ):
-    config = copy.copy(tiny[0].model.model_config)
-    config.unet_config = {**config.unet_config, "num_classes": "sequential", "adm_in_channels": 16}
+    config = tiny[0].model.model_config
+    config = type(config)({**config.unet_config, "num_classes": "sequential", "adm_in_channels": 16})
     base, device = host.comfy.model_base.BaseModel(config), torch.device("cpu")
     with torch.inference_mode():
         for index, parameter in enumerate(base.parameters()):
