@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,9 @@ import pytest
 
 from comfy_host.pack import load_pack
 from comfy_host.places import ROOT
+
+# The models are tiny: one thread is as fast, and two wait for each other for minutes where other work has a core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A `python -m pytest` puts this folder on the path, where its `nodes` would hide the host's.
 sys.path[:] = [entry for entry in sys.path if entry not in ("", str(ROOT))]
