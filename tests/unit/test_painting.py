@@ -6,7 +6,9 @@ from torch.autograd import gradcheck
 from torchvision.transforms.functional import gaussian_blur
 
 from guided_synthesis.guidance.decoding import LinearDecoder
-from guided_synthesis.guidance.painting import PaintingObjective, blur_sigma, fitted, gaussian
+from guided_synthesis.guidance.painting import PaintingObjective, Pixels, blur_sigma, fitted, gaussian
+from guided_synthesis.guidance.painting_functions import NAMES
+from guided_synthesis.guidance.steering import descend
 
 
 class Doubling:
@@ -104,3 +106,40 @@ def test_paintings_of_any_size_are_fitted_to_what_the_decoder_makes():
     decoder = LinearDecoder(torch.eye(4)[:, :3], torch.zeros(3))
     painting = torch.full((1, 3, 513, 257), 0.25)
     assert PaintingObjective(decoder, painting)(torch.full((1, 4, 9, 5), 0.25)).item() < 1e-10
+
+
+@pytest.mark.parametrize("function", NAMES)
+def test_every_painting_function_is_zero_at_the_painting_and_falls_on_the_way_to_it(function):
+    torch.manual_seed(0)
+    coarse = torch.nn.functional.interpolate(torch.rand(1, 4, 4, 4), scale_factor=8, mode="nearest")
+    objective = PaintingObjective(Doubling(), Doubling()(coarse), brush=16.0, function=function, colours=6)
+    assert objective(coarse).item() < 1e-10
+    away = torch.nn.functional.interpolate(torch.rand(1, 4, 4, 4), scale_factor=8, mode="nearest")
+    moved = descend(away, objective, 40, 0.1)
+    assert objective(moved).item() < 0.3 * objective(away).item()
+
+
+@pytest.mark.parametrize("function", NAMES)
+def test_pictures_are_compared_as_through_a_decoder_that_changes_nothing(function):
+    torch.manual_seed(0)
+    pictures, painting = torch.rand(2, 3, 16, 16), torch.rand(1, 3, 16, 16)
+    mask = torch.rand(1, 1, 16, 16)
+    objective = PaintingObjective(Pixels(), painting, mask, 30.0, function, 4)
+    errors, weight = objective.errors(pictures), objective.weight(pictures)
+    expected = (errors * weight).sum((1, 2, 3)) / (3 * weight.sum())
+    assert torch.equal(objective(pictures), expected)
+    assert torch.equal(objective.around(pictures)(pictures), expected)
+    identity = LinearDecoder(torch.eye(3), torch.zeros(3))
+    guided = PaintingObjective(identity, painting, mask, 30.0, function, 4)
+    # not to the bit: its colours lie in memory in another order, and a blur then adds them in another order
+    assert torch.allclose(guided(pictures), objective(pictures), rtol=1e-5, atol=0)
+
+
+def test_the_palette_and_the_patches_are_those_of_the_painting_not_of_the_picture():
+    painting = torch.zeros(1, 3, 16, 16)
+    painting[..., 8:] = torch.tensor([1.0, 0.5, 0.0])[:, None, None]
+    grey = torch.full((1, 3, 16, 16), 0.4)
+    for function in ("median palette", "superpixel"):
+        objective = PaintingObjective(Pixels(), painting, brush=32.0, function=function, colours=2)
+        assert objective.errors(grey).isfinite().all()
+        assert objective(grey) > 0.01
