@@ -1,0 +1,1 @@
+"""Networks with real ImageNet weights, and a photograph: fetched once at test time, never committed."""
