@@ -24,6 +24,34 @@ class Objective(Protocol):
         ...
 
 
+class Adam:
+    """One descent of latents (B, C, h, w): where it stands is `latent`, float32. See `descend` for its two kinds.
+
+    Samples do not influence each other. Works under `torch.inference_mode()` and `no_grad`.
+    """
+
+    def __init__(self, start: Tensor, learning_rate: float, elementwise: bool = False) -> None:
+        """Begin at `start` with steps of `learning_rate` (latent units)."""
+        with torch.inference_mode(False):
+            self.latent = start.detach().clone().float()
+            self._mean, self._square = torch.zeros_like(self.latent), torch.zeros_like(self.latent)
+        self._rate, self._elementwise, self._steps = learning_rate, elementwise, 0
+
+    def step(self, objective: Objective) -> Tensor:
+        """Take a step down `objective`; return its losses (B,) before the step."""
+        with torch.inference_mode(False):
+            self._steps += 1
+            losses, gradient = _slope(objective, self.latent)
+            power = gradient.square()
+            if not self._elementwise:
+                power = power.mean((1, 2, 3), keepdim=True).expand_as(gradient)
+            self._mean = self._mean.lerp(gradient, 1 - BETA1)
+            self._square = self._square.lerp(power, 1 - BETA2)
+            scale = (self._square / (1 - BETA2**self._steps)).sqrt() + EPSILON
+            self.latent = self.latent - self._rate * (self._mean / (1 - BETA1**self._steps)) / scale
+            return losses
+
+
 def descend(
     start: Tensor,
     objective: Objective,
@@ -39,23 +67,18 @@ def descend(
     count as much as large ones, which shows as grain. Samples do not influence each other. `tick` runs before every
     step: raise there to interrupt. Works under `torch.inference_mode()` and `no_grad`.
     """
-    with torch.inference_mode(False):
-        latent = start.detach().clone().float()
-        mean, square = torch.zeros_like(latent), torch.zeros_like(latent)
-        for step in range(1, steps + 1):
-            tick()
-            gradient = _gradient(objective, latent)
-            power = gradient.square() if elementwise else gradient.square().mean((1, 2, 3), keepdim=True)
-            mean, square = mean.lerp(gradient, 1 - BETA1), square.lerp(power.expand_as(square), 1 - BETA2)
-            scale = (square / (1 - BETA2**step)).sqrt() + EPSILON
-            latent = latent - learning_rate * (mean / (1 - BETA1**step)) / scale
-        return latent
+    descent = Adam(start, learning_rate, elementwise)
+    for _ in range(steps):
+        tick()
+        descent.step(objective)
+    return descent.latent
 
 
-def _gradient(objective: Objective, latent: Tensor) -> Tensor:
+def _slope(objective: Objective, latent: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         leaf = latent.detach().requires_grad_()
-        return torch.autograd.grad(objective(leaf).sum(), leaf)[0]
+        losses = objective(leaf)
+        return losses.detach(), torch.autograd.grad(losses.sum(), leaf)[0]
 
 
 def steered(denoised: Tensor, moved: Tensor, strength: float, region: Tensor | None = None) -> Tensor:
