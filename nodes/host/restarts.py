@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import comfy.model_management
 import torch
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_wrappers_with_key
 from torch import Tensor
 from tqdm.auto import tqdm
+
+KEY = "guided_synthesis"
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,46 @@ class Moment:
     """The estimate x0hat that the sampler used at this step, after classifier-free guidance."""
     following: Tensor
     """Where the sampler's step led: the noisy latent at `next_sigma`."""
+    sigma: Tensor
     next_sigma: Tensor
+    fresh_noise: Tensor
+    """Unit noise of this run's seed and this step."""
     model_sampling: Any
+
+    def noise(self) -> Tensor:
+        """Return the unit noise of `following` beside `denoised`: the noise that the sampler would go on with."""
+        clean = self._noised(torch.zeros_like(self.denoised), self.denoised)
+        gain = self._noised(torch.ones_like(self.denoised), torch.zeros_like(self.denoised))
+        return torch.where(gain == 0, 0.0, (self.following - clean) / gain)
+
+    def uncertainty(self) -> float:
+        """Return the variance of the estimate, in (0, 1), if clean latents had variance 1 and were not correlated.
+
+        noise^2 / (signal^2 + noise^2) of the noisy latent at `sigma`; sigma^2 / (1 + sigma^2) for SD.
+        """
+        one, zero = torch.ones_like(self.sigma).reshape(1), torch.zeros_like(self.sigma).reshape(1)
+        scaling = partial(self.model_sampling.noise_scaling, self.sigma.reshape(1))
+        noise, signal = (scaling(*pair).square().item() for pair in ((one, zero), (zero, one)))
+        return noise / (signal + noise)
+
+    def _noised(self, noise: Tensor, latent: Tensor) -> Tensor:
+        return self.model_sampling.noise_scaling(self.next_sigma.reshape(1), noise, latent)
 
     def as_network_input(self, latent: Tensor) -> Tensor:
         """Return `latent` at `next_sigma` in the scale that the network sees (variance-preserving for SD)."""
         return self.model_sampling.calculate_input(self.next_sigma.reshape(1), latent)
 
 
-Move = Callable[[Moment], Tensor]
+@dataclass(frozen=True)
+class Restart:
+    """Where a run goes on from, (B, C, h, w) in the model's latent space: at `latent` + sigma * `noise`."""
+
+    latent: Tensor
+    noise: Tensor | None = None
+    """Unit noise; None: the moment's fresh noise. It is put on by the model's own rule (flow models mix instead)."""
+
+
+Move = Callable[[Moment], Restart]
 Begin = Callable[[], AbstractContextManager[Move]]
 
 
@@ -70,6 +104,10 @@ def restart_sampling(
         denoise_mask=None,
         disable_pbar=False,
     ):
+        if getattr(executor.class_obj, "guides_its_passes", False):
+            return executor(
+                guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar
+            )
         check(noise.shape)
         schedule = extra_args["model_options"].get("transformer_options", {}).get("sample_sigmas", sigmas)
         chosen = [sigma for sigma in schedule[:-1].tolist() if last < sigma <= first]
@@ -83,13 +121,35 @@ def restart_sampling(
             run = _Run(executor, guider, sigmas, extra_args, callback, denoise_mask, bar)
             return run(noise, latent_image, steps, resources, begin)
 
-    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "guided_synthesis", around_sampler)
+    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, around_sampler)
     return patched
+
+
+def sample_guided(sampler: Any, guider: Any, sigmas: Tensor, extra_args: dict, *rest: Any) -> Tensor:
+    """Run one pass of `sampler` as its `sample` does, with this pack's guides of the model around it.
+
+    For samplers that make several passes; they carry `guides_its_passes = True`, so that a guide does not cut their
+    schedule as if it were one pass.
+    """
+    options = extra_args["model_options"]
+    guides = get_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, options, is_model_options=True)
+    executor = WrapperExecutor.new_class_executor(sampler.sample, sampler, guides)
+    return executor.execute(guider, sigmas, extra_args, *rest)
 
 
 def _between(sigma: float, chosen: list[float]) -> bool:
     """Tell whether `sigma` lies within the chosen levels, up to rounding (another guide may hand on a part of them)."""
     return chosen[-1] * (1 - 1e-4) <= sigma <= chosen[0] * (1 + 1e-4)
+
+
+def _lacks_last_step(executor: Any, sigmas: Tensor) -> bool:
+    """Tell whether the host's sampler returns the state before its last step; without it the noise level is wrong.
+
+    Its uni_pc takes no step where the schedule has only one; its sa_solver (0.3.75; mended since) withholds the last
+    one unless it leads to level 0.
+    """
+    name = getattr(getattr(executor.class_obj, "sampler_function", None), "__name__", "")
+    return ("unipc" in name and len(sigmas) == 2) or ("sa_solver" in name and bool(sigmas[-1] > 0))
 
 
 class _Run:
@@ -100,6 +160,7 @@ class _Run:
         self.callback, self.mask, self.bar = callback, mask, bar
         self.sampling = guider.inner_model.model_sampling
         self.denoised: Tensor | None = None
+        self.x: Tensor | None = None  # what the model was asked to denoise
 
     def __call__(
         self, noise: Tensor, latent: Tensor, steps: list[int], resources: ExitStack, begin: Begin
@@ -114,13 +175,14 @@ class _Run:
                     "be guided. Choose another sampler, euler for example."
                 )
             move = move or resources.enter_context(begin())
-            latent = move(Moment(self.denoised, following, self.sigmas[step + 1], self.sampling)).to(
-                following
-            )
+            moment = self.moment(step, following)
+            restart = move(moment)
+            latent = restart.latent.to(following)
             if self.mask is not None:
                 latent = latent * self.mask + original * (1 - self.mask)
-            self.report(step, latent, following)
-            noise, position = self.fresh_noise(latent, step), step + 1
+            self.report(step, latent, self.x)
+            noise = moment.fresh_noise if restart.noise is None else restart.noise.to(following)
+            position = step + 1
         if position + 1 < len(self.sigmas):
             return self.stretch(position, len(self.sigmas) - 1, noise, latent)
         noisy = self.sampling.noise_scaling(self.sigmas[-1:], noise, latent)
@@ -133,12 +195,30 @@ class _Run:
         """
 
         def callback(step: int, denoised: Tensor, x: Tensor, *_: Any) -> None:
-            self.denoised = denoised
+            self.denoised, self.x = denoised, x
             if first + step != withhold:
                 self.report(first + step, denoised, x)
 
         sigmas = self.sigmas[first : last + 1]
-        return self.executor(self.guider, sigmas, self.extra_args, callback, noise, latent, self.mask, True)
+        # with the same seed for each stretch, an ancestral sampler would add the same noise at each of them
+        extra_args = {**self.extra_args, "seed": self.seed(first)}
+        found = self.executor(self.guider, sigmas, extra_args, callback, noise, latent, self.mask, True)
+        return self.last_step(sigmas, noise, latent) if _lacks_last_step(self.executor, sigmas) else found
+
+    def last_step(self, sigmas: Tensor, noise: Tensor, latent: Tensor) -> Tensor:
+        """Do the last step of a stretch by Euler's method, from what the model saw last."""
+        top = self.executor.class_obj.max_denoise(self.guider, sigmas)
+        x = self.x if len(sigmas) > 2 else self.sampling.noise_scaling(sigmas[:1], noise, latent, top)
+        stepped = self.denoised + sigmas[-1] / sigmas[-2] * (x - self.denoised)
+        return self.sampling.inverse_noise_scaling(sigmas[-1], stepped)
+
+    def moment(self, step: int, following: Tensor) -> Moment:
+        """Return what a technique sees after schedule step `step`, which led to `following`."""
+        sigma = self.sigmas[step + 1]
+        # the host takes the scale of flow models out of what a sampler returns; put it back
+        noisy = self.sampling.noise_scaling(sigma.reshape(1), torch.zeros_like(following), following)
+        fresh = self.fresh_noise(following, step + 1)
+        return Moment(self.denoised, noisy, self.sigmas[step], sigma, fresh, self.sampling)
 
     def report(self, step: int, denoised: Tensor, x: Tensor) -> None:
         """Tell the progress bars and the preview about a step."""
@@ -146,11 +226,15 @@ class _Run:
         if self.callback is not None:
             self.callback(step, denoised, x, len(self.sigmas) - 1)
 
-    def fresh_noise(self, latent: Tensor, step: int) -> Tensor:
-        """Noise that follows from the run's seed and the step, made on the CPU as the host makes its own."""
-        seed = self.extra_args.get("seed") or 0
-        generator = torch.Generator("cpu").manual_seed((seed + 0x9E3779B9 * (step + 1)) % 2**63)
+    def fresh_noise(self, latent: Tensor, position: int) -> Tensor:
+        """Noise that follows from the run's seed and the position, made on the CPU as the host makes its own."""
+        generator = torch.Generator("cpu").manual_seed((self.seed(position) or 0) % 2**63)
         return torch.randn(latent.shape, generator=generator).to(latent)
+
+    def seed(self, position: int) -> int | None:
+        """Return the seed of the stretch that begins at schedule step `position`; the first has the run's own."""
+        seed = self.extra_args.get("seed")
+        return seed if position == 0 else ((seed or 0) + 0x9E3779B9 * position) % 2**63
 
 
 def check_interrupt() -> None:
