@@ -31,22 +31,24 @@ class Decoder(Protocol):
         """Return RGB of `latent`."""
         ...
 
-    def around(self, latent: Tensor) -> Decoder:
-        """Return the decoder to use in the neighbourhood of `latent`: itself, unless it is an approximation."""
+    def around(self, latent: Tensor, picture: Tensor | None = None) -> Decoder:
+        """Return the decoder to use near `latent`, which shows `picture` if that is known.
+
+        It is the decoder itself, unless it is an approximation.
+        """
         ...
 
 
 class LinearDecoder:
     """An affine map from latent channels to RGB for every cell: `rgb = latent @ weight + offset`.
 
-    `around(latent)` corrects the offset by one decode of the exact decoder, if there is one: the colours are then
-    exact at `latent`, and the map serves for changes from there (a first-order expansion).
+    `around(latent)` corrects the offset so that the colours are exact at `latent`, and the map serves for changes from
+    there (a first-order expansion): by the picture of `latent` if it is given, else by one decode of the exact decoder,
+    if there is one.
     """
 
     name = "linear"
-    cost = (
-        "Almost free: small matrix products, and one decode of the VAE at each guided step; shows no details."
-    )
+    cost = "Almost free: small matrix products, and one encode of the painting by the VAE; shows no details."
     scale = 1
 
     def __init__(self, weight: Tensor, bias: Tensor, exact: Decoder | None = None) -> None:
@@ -58,15 +60,19 @@ class LinearDecoder:
         self.calls += 1
         return self._product(latent) + self.offset.to(latent.device)
 
-    def around(self, latent: Tensor) -> LinearDecoder:
-        """Return this decoder with its offset corrected at `latent` (B, C, h, w); calls count together."""
-        if self.exact is None:
-            return self
+    def around(self, latent: Tensor, picture: Tensor | None = None) -> LinearDecoder:
+        """Return this decoder with its offset corrected at `latent` (B, C, h, w); calls count together.
+
+        `picture` (B, 3, H, W) in [0, 1] is what `latent` shows.
+        """
         with torch.inference_mode(False), torch.no_grad():
             latent = latent.clone()
-            colours = self.exact(latent).clamp(0, 1)
-            near = _Corrected(self, avg_pool2d(colours, self.exact.scale) - self._product(latent))
-        return near
+            if picture is None:
+                if self.exact is None:
+                    return self
+                picture = self.exact(latent).clamp(0, 1)
+            cells = interpolate(picture.to(latent), latent.shape[-2:], mode="area")
+            return _Corrected(self, cells - self._product(latent))
 
     def _product(self, latent: Tensor) -> Tensor:
         dtype = torch.promote_types(latent.dtype, torch.float32)

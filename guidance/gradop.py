@@ -29,8 +29,11 @@ COARSER = 4.0  # the low-pass distance blurs with so many times the painting fun
 class Relaxed:
     """The relaxed problem L(f(decoder(z)), y) + gamma * d(z): latents (B, C, h, w) -> losses (B,), differentiable."""
 
-    def __init__(self, painting: PaintingObjective, distance: Objective, gamma: float) -> None:
-        """Take the painting's loss L, the distance d to x_tau and the weight of d; with 0 it is not even computed."""
+    def __init__(self, painting: PaintingObjective, distance: Objective, gamma: float | Tensor) -> None:
+        """Take the painting's loss L, the distance d to x_tau and the weight of d, one or (B,).
+
+        With the number 0 the distance is not even computed.
+        """
         self.painting, self.distance, self.gamma = painting, distance, gamma
 
     def around(self, latent: Tensor) -> Relaxed:
@@ -42,7 +45,9 @@ class Relaxed:
     def __call__(self, latent: Tensor) -> Tensor:
         """Return one loss per sample of `latent`."""
         loss = self.painting(latent)
-        return loss + self.gamma * self.distance(latent) if self.gamma else loss
+        if isinstance(self.gamma, Tensor) or self.gamma:
+            return loss + self.gamma * self.distance(latent)
+        return loss
 
 
 def latent_distance(anchor: Tensor) -> Objective:
@@ -81,7 +86,7 @@ class DecodedOnce:
         """Return the decodes done."""
         return self._decoder.calls
 
-    def around(self, latent: Tensor) -> DecodedOnce:
+    def around(self, latent: Tensor, picture: Tensor | None = None) -> DecodedOnce:
         """Return itself around an exact decoder; L and d must hold the same one, so no other is taken."""
         return self
 

@@ -33,8 +33,23 @@ def blur_sigma(brush: float, height: int, width: int, scale: int) -> float:
 
 
 def fitted(picture: Tensor, height: int, width: int) -> Tensor:
-    """Resize `picture` (B, C, H, W) to `height` x `width` px, bilinear, without aliasing."""
+    """Resize `picture` (B, C, H, W) to `height` x `width` px: to half or less by the mean of areas, else bilinear.
+
+    The mean of the areas is what a latent cell shows; an interpolation would blur it a second time.
+    """
+    if 2 * height <= picture.shape[-2] and 2 * width <= picture.shape[-1]:
+        return interpolate(picture, (height, width), mode="area")
     return interpolate(picture, (height, width), mode="bilinear", antialias=True)
+
+
+def trust(tolerance: float, variance: float, channels: int) -> float:
+    """Return gamma, the weight of mean (z - x0hat)^2 in L + gamma * d, that weighs painting and estimate as measured.
+
+    Minus the logarithm of p(y | z) p(z): colours differ from the painting's by `tolerance` (standard deviation, of the
+    range 0 to 1), and z from the estimate x0hat by `variance` (of latents of variance 1). Both are sums over cells, the
+    loss over 3 colours, the distance over `channels`. An estimate that is sure (late in the schedule) hardly moves.
+    """
+    return channels / 3 * tolerance**2 / variance
 
 
 class Pixels:
@@ -47,7 +62,7 @@ class Pixels:
         self.calls += 1
         return latent
 
-    def around(self, latent: Tensor) -> Pixels:
+    def around(self, latent: Tensor, picture: Tensor | None = None) -> Pixels:
         """Return itself: it is exact everywhere."""
         return self
 
@@ -86,11 +101,18 @@ class PaintingObjective:
         self.released_code = released_code
         self._views: dict[torch.Size, View] = {}  # by size; shared with every `around`
 
-    def around(self, latent: Tensor) -> PaintingObjective:
-        """Return this objective with its decoder as exact as it can be near `latent` (B, C, h, w)."""
+    def around(self, latent: Tensor, picture: Tensor | None = None) -> PaintingObjective:
+        """Return this objective with its decoder as exact as it can be near `latent` (B, C, h, w).
+
+        `picture` (B, 3, H, W) in [0, 1] is what `latent` shows, where that is known.
+        """
         near = copy(self)
-        near.decoder = self.decoder.around(latent)
+        near.decoder = self.decoder.around(latent, picture)
         return near
+
+    def share(self) -> Tensor:
+        """Return the mean of the mask, (1 or B,): how much of the picture the painting counts for."""
+        return self.painting.new_ones(1) if self.mask is None else self.mask.mean((1, 2, 3))
 
     def __call__(self, latent: Tensor) -> Tensor:
         """Return one loss per sample of `latent` (B, C, h, w)."""

@@ -9,7 +9,14 @@ from comfy_api.latest import ComfyExtension, io
 
 from .host.symbols import missing_symbols
 
-MODULES = ("painting_guide",)
+MODULES = (
+    "painting_guide",
+    "gradop",
+    "painting_function",
+    "painting_distance",
+    "low_pass_guide",
+    "loopback",
+)
 
 
 def available_nodes(modules: tuple[str, ...] = MODULES) -> list[type[io.ComfyNode]]:

@@ -28,13 +28,14 @@ from ..guidance.gradop import (
 )
 from ..guidance.painting import PaintingObjective, blur_sigma, fitted
 from ..guidance.painting_functions import NAMES
+from ..guidance.seeds import derived_seed
 from ..guidance.steering import Objective
 from .host import checks
 from .host.decoders import DECODERS, check_decoder, open_decoder
 from .host.gradients import memory_advice
 from .host.plots import curve
 from .host.restarts import check_interrupt
-from .host.sampling import SAMPLERS, SCHEDULERS, HostSampler, Progress, Report, derived_seed
+from .host.sampling import SAMPLERS, SCHEDULERS, HostSampler, Progress, Report
 from .host.schema import tolerant
 
 LATENT, LPIPS, LOW_PASS = "latent", "LPIPS", "low-pass"
@@ -126,7 +127,7 @@ class GradOP(io.ComfyNode):
             len(y), y.shape[-2] // scale, y.shape[-1] // scale, seed, progress.phase(steps)
         )
         x_tilde, losses = _relaxed(model, vae, x_tau, seen, relaxation, progress.phase(iterations))
-        x_star = _projected(sampler, x_tilde, t0, projection, derived_seed(seed), progress)
+        x_star = _projected(sampler, x_tilde, t0, projection, derived_seed(seed, 1), progress)
         distances = [_painting_distance(vae, latent, seen, scale) for latent in (x_tau, x_star)]
         latents = ({"samples": latent} for latent in (x_star, x_tilde, x_tau))
         return io.NodeOutput(*latents, *distances, ui=_preview(cls, losses))
@@ -249,7 +250,7 @@ class _Pictures:
     def __init__(self, scale: int) -> None:
         self.scale = scale
 
-    def around(self, latent: Tensor) -> _Pictures:
+    def around(self, latent: Tensor, picture: Tensor | None = None) -> _Pictures:
         return self
 
     def __call__(self, latent: Tensor) -> Tensor:

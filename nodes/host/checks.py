@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -21,18 +22,29 @@ def percent_range(start: float | None, end: float | None) -> str | None:
 
 
 def picture(image: Tensor, name: str) -> Tensor:
-    """Return IMAGE (B, H, W, 3) as (B, 3, H, W) float32; raise ValueError for another number of channels."""
+    """Return IMAGE (B, H, W, 3) as (B, 3, H, W) float32.
+
+    An alpha channel is composited over white, which the log says. Raises ValueError for any other shape.
+    """
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
         raise ValueError(
             f"{name} has the shape {tuple(image.shape)}; connect an IMAGE (batch, height, width, 3)."
         )
-    if image.shape[-1] != 3:
-        kind = "an alpha channel (RGBA)" if image.shape[-1] == 4 else "a single grey channel"
+    if image.shape[-1] == 1:
         raise ValueError(
-            f"{name} has {kind}; it must be RGB. Load it with the Load Image node, or put Split Image with Alpha "
-            "before it and connect the alpha as mask."
+            f"{name} has a single grey channel; it must be RGB. Load it with the Load Image node, or turn a mask into "
+            "a picture with Convert Mask to Image."
         )
-    return image.movedim(-1, 1).float()
+    channels = image.movedim(-1, 1).float()
+    if image.shape[-1] == 3:
+        return channels
+    logging.info(
+        "Guided Synthesis: %s has an alpha channel (RGBA); it was composited over white. To use the transparency as a "
+        "mask, put Split Image with Alpha before it.",
+        name,
+    )
+    colours, alpha = channels[:, :3], channels[:, 3:].clamp(0, 1)
+    return colours * alpha + (1 - alpha)
 
 
 def mask(value: Tensor | None, image: Tensor, name: str) -> Tensor | None:
@@ -45,7 +57,7 @@ def mask(value: Tensor | None, image: Tensor, name: str) -> Tensor | None:
     value = value.reshape(-1, 1, *value.shape[-2:]).float()
     if not bool((value > 0).any()):
         raise ValueError(
-            f"{name} is empty (all zero), so nothing would be guided. Paint it, or disconnect it."
+            f"{name} is empty (all zero), so the painting would count nowhere. Paint it, or disconnect it."
         )
     same_shape(value, image.shape[-2], image.shape[-1], name, "the painting")
     if value.shape[0] not in (1, image.shape[0]) and image.shape[0] != 1:

@@ -62,7 +62,7 @@ class NetworkDecoder:
         with gradients.differentiable(), saving:
             return self._decode(latent).to(latent.device)
 
-    def around(self, latent: Tensor) -> NetworkDecoder:
+    def around(self, latent: Tensor, picture: Tensor | None = None) -> NetworkDecoder:
         """Return itself: a network is exact everywhere."""
         return self
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ...guidance.seeds import derived_seed
 from .restarts import check_interrupt, sample_guided
 
 
@@ -89,8 +90,8 @@ class Repeated(comfy.samplers.Sampler):
         self, index: int, part: Tensor, latent: Tensor, extra_args: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return the unit noise of repeat `index`, made as the host makes its own, and the sampler's arguments."""
-        # far apart: with neighbouring seeds an ancestral sampler's noise on the CPU would be the next repeat's
-        seed = (self.seed + 0x9E3779B9 * index) % 2**64
+        # with neighbouring seeds an ancestral sampler's noise on the CPU would be the next repeat's
+        seed = derived_seed(self.seed, index)
         noise = torch.randn(latent.shape, generator=torch.Generator("cpu").manual_seed(seed)).to(latent)
         options = extra_args["model_options"]
         transformer = {**options.get("transformer_options", {}), "sample_sigmas": part}

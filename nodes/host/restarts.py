@@ -19,6 +19,8 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_wrappers_wi
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ...guidance.seeds import derived_seed
+
 KEY = "guided_synthesis"
 
 
@@ -234,7 +236,7 @@ class _Run:
     def seed(self, position: int) -> int | None:
         """Return the seed of the stretch that begins at schedule step `position`; the first has the run's own."""
         seed = self.extra_args.get("seed")
-        return seed if position == 0 else ((seed or 0) + 0x9E3779B9 * position) % 2**63
+        return seed if position == 0 else derived_seed(seed or 0, position)
 
 
 def check_interrupt() -> None:

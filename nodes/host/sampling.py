@@ -110,8 +110,3 @@ class HostSampler:
 
 def _no_noise(latent: Tensor) -> Tensor:
     return torch.zeros_like(latent, device="cpu")
-
-
-def derived_seed(seed: int) -> int:
-    """Return another seed that follows from `seed`: for a second run whose noise must not repeat the first's."""
-    return (seed + 0x9E3779B9) % 2**64

@@ -9,15 +9,39 @@ COMMON = (
     "comfy.model_management.load_models_gpu",
     "comfy.model_management.throw_exception_if_processing_interrupted",
 )
+DECODING = (
+    "comfy.model_management.loaded_models",
+    "comfy.sd.VAE",
+    "comfy.utils.load_torch_file",
+    "folder_paths.get_filename_list",
+)
+RESTARTING = (
+    "comfy.model_patcher.ModelPatcher.add_wrapper_with_key",
+    "comfy.model_patcher.ModelPatcher.get_model_object",
+    "comfy.patcher_extension.WrapperExecutor.new_class_executor",
+    "comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE",
+    "comfy.patcher_extension.get_wrappers_with_key",
+)
 NEEDED = {
-    "painting_guide": (
+    "painting_guide": (*COMMON, *DECODING, *RESTARTING),
+    "low_pass_guide": (*COMMON, *DECODING, *RESTARTING),
+    "loopback": (*COMMON, *RESTARTING, "comfy.samplers.Sampler"),
+    "painting_function": COMMON,
+    "painting_distance": COMMON,
+    "gradop": (
         *COMMON,
-        "comfy.model_patcher.ModelPatcher.add_wrapper_with_key",
-        "comfy.model_patcher.ModelPatcher.get_model_object",
-        "comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE",
-        "comfy.sd.VAE",
-        "comfy.utils.load_torch_file",
-        "folder_paths.get_filename_list",
+        *DECODING,
+        *RESTARTING,
+        "comfy.sample.fix_empty_latent_channels",
+        "comfy.sample.prepare_noise",
+        "comfy.sample.sample",
+        "comfy.sample.sample_custom",
+        "comfy.samplers.KSampler",
+        "comfy.samplers.sampler_object",
+        "comfy.utils.PROGRESS_BAR_ENABLED",
+        "comfy_api.latest.ui.PreviewImage",
+        "folder_paths.add_model_folder_path",
+        "latent_preview.prepare_callback",
     ),
 }
 

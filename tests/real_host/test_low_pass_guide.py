@@ -7,6 +7,7 @@ import torch
 
 from guided_synthesis.guidance.low_pass import low_pass
 from guided_synthesis.guidance.painting import fitted
+from guided_synthesis.guidance.seeds import derived_seed
 from real_host.sampling import SEED, STEPS, conditioning, empty_latent, sample, scene_painting
 
 
@@ -124,7 +125,7 @@ def test_a_run_is_the_loop_of_the_paper_written_out(host, tiny, node, reference,
                 denoised = model.model.apply_model(x, sigma[None], c_crossattn=context)
                 x = x + (following - sigma) * (x - denoised) / sigma
                 if i in chosen:
-                    generator = torch.Generator("cpu").manual_seed((SEED + 0x9E3779B9 * (i + 1)) % 2**63)
+                    generator = torch.Generator("cpu").manual_seed(derived_seed(SEED, i + 1))
                     noise = torch.randn(y.shape, generator=generator)
                     noised = (1 - following if flow else 1) * y + following * noise
                     x = x - low_pass(x, 3) + low_pass(noised, 3)  # 24 px are 3 cells

@@ -5,8 +5,9 @@ import re
 import pytest
 import torch
 
-from guided_synthesis.guidance.painting import PaintingObjective, gaussian
-from guided_synthesis.guidance.steering import descend
+from guided_synthesis.guidance.painting import PaintingObjective, Pixels, gaussian
+from guided_synthesis.guidance.seeds import derived_seed
+from guided_synthesis.guidance.steering import conjugate, descend
 from real_host.sampling import SEED, STEPS, conditioning, empty_latent, sample, scene_painting
 
 
@@ -23,10 +24,10 @@ def painting():
 
 
 def guide(node, tiny, painting, **widgets):
-    """The node as a graph calls it: its own defaults, but up to 0.9, so that eight steps suffice to see it."""
+    """The node as a graph calls it, with its own defaults."""
     inputs = node.PaintingGuide.define_schema().inputs
     settings = {entry.id: entry.default for entry in inputs if hasattr(entry, "default")}
-    settings |= {"decoder": "linear", "end_percent": 0.9} | widgets
+    settings |= widgets
     model = settings.pop("model", tiny[0])
     vae = settings.pop("vae", tiny[2])
     with torch.inference_mode():
@@ -93,46 +94,108 @@ def test_the_same_seed_gives_the_same_picture_and_the_model_stays_as_it_was(host
 def test_a_run_is_the_loop_of_the_paper_written_out(host, tiny, node, painting, mode):
     """Euler without the host's sampler: step, move the estimate, noise it afresh, step on."""
     model, clip, vae = tiny
-    text = "a photo of a fox"
-    guided = guide(
-        node,
-        tiny,
-        painting,
-        mode=mode,
-        start_percent=0.2,
-        end_percent=1.0,
-        iterations=2,
-        steps_per_iteration=12,
-        learning_rate=0.1,
-    )
-    result = sample(host, guided, clip, text, cfg=1.0)
+    text, released = "a photo of a fox", mode == "released code"
+    widgets = {
+        "start_percent": 0.2,
+        "iterations": 2,
+        "steps_per_iteration": 12,
+        "learning_rate": 0.2,
+        "tolerance": 0.05,
+    }
+    result = sample(host, guide(node, tiny, painting, mode=mode, **widgets), clip, text, cfg=1.0)
 
     from guided_synthesis.nodes.host.decoders import open_decoder
 
     sampling = model.get_model_object("model_sampling")
     sigmas = host.comfy.samplers.calculate_sigmas(sampling, "normal", STEPS)
     chosen = [i for i, s in enumerate(sigmas[:-1]) if s <= sampling.percent_to_sigma(0.2)][:2]
-    context = conditioning(clip, text)[0][0]
+    context, y = conditioning(clip, text)[0][0], painting.movedim(-1, 1)
     with torch.no_grad(), open_decoder("linear", vae, model) as decoder:
-        objective = PaintingObjective(decoder, painting.movedim(-1, 1), released_code=mode == "released code")
-        latent = torch.zeros(1, 4, 16, 16)
-        x = host.comfy.sample.prepare_noise(latent, SEED) * torch.sqrt(1 + sigmas[0] ** 2)
+        objective = PaintingObjective(decoder, y, released_code=released)
+        encoded = model.model.process_latent_in(vae.encode(painting)).clone()
+        near = objective.around(encoded, y)
+        x = host.comfy.sample.prepare_noise(torch.zeros(1, 4, 16, 16), SEED) * torch.sqrt(1 + sigmas[0] ** 2)
         for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
             denoised = model.model.apply_model(x, sigma[None], c_crossattn=context)
             x = denoised + following / sigma * (x - denoised)
-            if i in chosen:
-                start = x / torch.sqrt(1 + following**2) if mode == "released code" else denoised
-                moved = descend(start, objective.around(start), 12, 0.1, elementwise=mode == "released code")
-                generator = torch.Generator("cpu").manual_seed((SEED + 0x9E3779B9 * (i + 1)) % 2**63)
-                x = moved + following * torch.randn(moved.shape, generator=generator)
+            if i not in chosen:
+                continue
+            if released:
+                start = x / torch.sqrt(1 + following**2)
+                moved = descend(start, objective.around(start), 12, 0.2, elementwise=True)
+            else:
+                variance = float(sigma**2 / (1 + sigma**2))
+                gamma = 4 / 3 * 0.05**2 / variance
+                anchor = denoised.clone()
+
+                def relaxed(z, anchor=anchor, gamma=gamma):
+                    return near(z) + gamma * (z - anchor).square().mean((1, 2, 3))
+
+                moved = conjugate(anchor, relaxed, 12, 3 * variance**0.5)
+            generator = torch.Generator("cpu").manual_seed(derived_seed(SEED, i + 1))
+            x = moved + following * torch.randn(moved.shape, generator=generator)
     assert len(chosen) == 2
     expected = model.model.process_latent_out(x)
     assert torch.allclose(result, expected, atol=2e-3 * expected.abs().max().item())
 
 
+@pytest.mark.parametrize("function", ["median palette", "superpixel"])
+def test_every_painting_function_guides(host, tiny, node, painting, function):
+    far = []
+    for model in (tiny[0], guide(node, tiny, painting, painting_function=function)):
+        with torch.inference_mode():
+            pictures = tiny[2].decode(sample(host, model, tiny[1])).movedim(-1, 1)
+        far.append(
+            PaintingObjective(Pixels(), painting.movedim(-1, 1), None, 24.0, function)(pictures).item()
+        )
+    assert far[1] < 0.7 * far[0]
+
+
+def test_a_smaller_tolerance_comes_closer(host, tiny, node, painting):
+    distances = [
+        distance(tiny, sample(host, guide(node, tiny, painting, tolerance=tolerance), tiny[1]), painting)
+        for tolerance in (0.02, 0.1, 0.5)
+    ]
+    assert distances == sorted(distances)
+
+
+def test_a_grey_mask_pulls_less_than_a_white_one_and_black_not_at_all(host, tiny, node, painting):
+    found = {}
+    for grey in (0.1, 1.0):
+        mask = torch.full((1, 128, 128), grey)
+        mask[:, :, 96:] = 1.0
+        latents = sample(host, guide(node, tiny, painting, mask=mask), tiny[1])
+        found[grey] = distance(tiny, latents, painting).item()
+    plain = distance(tiny, sample(host, tiny[0], tiny[1]), painting).item()
+    assert found[1.0] < found[0.1] < plain
+
+
+def test_paintings_in_turn_over_the_schedule_both_leave_their_mark(host, tiny, node):
+    layout, colours = scene_painting(3)[0], scene_painting(8)[0]
+    first = guide(node, tiny, layout, end_percent=0.5)
+    both = guide(node, tiny, colours, start_percent=0.5, model=first)
+    one, two = (sample(host, model, tiny[1]) for model in (first, both))
+    assert distance(tiny, two, colours).item() < 0.7 * distance(tiny, one, colours).item()
+    only = sample(host, guide(node, tiny, colours, start_percent=0.5), tiny[1])
+    assert not torch.allclose(two, only, atol=0.1)
+
+
+def test_a_flat_painting_and_one_with_alpha_are_served(host, tiny, node, caplog):
+    flat = torch.full((1, 128, 128, 3), 0.4)
+    for function in ("gaussian", "median palette", "superpixel"):
+        widgets = {"painting_function": function, "colours": 1}
+        latents = sample(host, guide(node, tiny, flat, **widgets), tiny[1], steps=3)
+        assert torch.isfinite(latents).all()
+    alpha = torch.cat([flat * 0, torch.full((1, 128, 128, 1), 0.6)], -1)  # black at 60 %: 0.4 over white
+    with caplog.at_level("INFO"):
+        composited = sample(host, guide(node, tiny, alpha), tiny[1], steps=3)
+    assert "painting has an alpha channel (RGBA); it was composited over white" in caplog.text
+    assert torch.allclose(composited, sample(host, guide(node, tiny, flat), tiny[1], steps=3), atol=1e-4)
+
+
 def test_every_sampler_of_the_host_is_guided(host, tiny, node, painting):
     plain = distance(tiny, sample(host, tiny[0], tiny[1]), painting).item()
-    guided = guide(node, tiny, painting, end_percent=0.9)
+    guided = guide(node, tiny, painting)
     far = {}
     for name in host.comfy.samplers.KSampler.SAMPLERS:
         latents = sample(host, guided, tiny[1], sampler_name=name, cfg=1.0)
@@ -199,7 +262,7 @@ def test_any_size_in_steps_of_eight(host, tiny, node, height, width):
 
 def test_each_picture_of_a_batch_follows_its_own_painting(host, tiny, node):
     paintings = torch.cat([scene_painting(3)[0], scene_painting(8)[0]])
-    guided = guide(node, tiny, paintings, end_percent=0.9)
+    guided = guide(node, tiny, paintings)
     latents = sample(host, guided, tiny[1], latent=empty_latent(batch=2), cfg=1.0)
     own, other = distance(tiny, latents, paintings), distance(tiny, latents, paintings.flip(0))
     assert (own < other).all()
@@ -244,8 +307,8 @@ def test_an_inpainting_mask_still_keeps_the_known_pixels(host, tiny, node, paint
 def test_two_guides_in_a_row_both_count(host, tiny, node, painting):
     mask = torch.zeros(1, 128, 128)
     mask[:, :, :64] = 1
-    first = guide(node, tiny, painting, mask=mask, end_percent=0.9)
-    both = guide(node, tiny, painting, mask=1 - mask, end_percent=0.9, model=first)
+    first = guide(node, tiny, painting, mask=mask)
+    both = guide(node, tiny, painting, mask=1 - mask, model=first)
     one, two = (distance(tiny, sample(host, m, tiny[1]), painting).item() for m in (first, both))
     assert two < 0.8 * one
 
@@ -274,7 +337,7 @@ def test_model_and_decoder_calls_are_what_the_node_says(host, tiny, node, painti
     calls.clear()
     sample(host, guide(node, tiny, painting, model=counting, iterations=3, steps_per_iteration=5), tiny[1])
     assert len(calls) == plain == STEPS
-    assert [(decoder.calls, decoder.exact.calls) for decoder in opened] == [(3 * 5, 3)]
+    assert [(decoder.calls, decoder.exact.calls) for decoder in opened] == [(3 * (1 + 2 * 5), 0)]
 
 
 def test_progress_and_previews_run_through(host, tiny, node, painting):
@@ -312,7 +375,7 @@ def test_an_error_or_an_interrupt_in_the_guide_leaves_nothing_behind(host, tiny,
     def broken(*_, **__):
         raise RuntimeError("out of paint")
 
-    monkeypatch.setattr(node, "descend", broken)
+    monkeypatch.setattr(node, "conjugate", broken)
     with pytest.raises(RuntimeError, match="out of paint"):
         sample(host, guided, tiny[1])
     monkeypatch.undo()
@@ -326,7 +389,7 @@ def test_out_of_memory_says_which_decoder_to_choose(host, tiny, node, painting, 
     def greedy(*_, **__):
         raise kind("CUDA out of memory")
 
-    monkeypatch.setattr(node, "descend", greedy)
+    monkeypatch.setattr(node, "conjugate", greedy)
     with pytest.raises(kind, match="choose the decoder linear"):
         sample(host, guide(node, tiny, painting), tiny[1])
 
@@ -343,7 +406,11 @@ def _check(host):
             "painting is 128x64 px but the picture to be made is 128x128 px",
         ),
         ({"painting": torch.rand(3, 128, 128, 3)}, "painting has 3 pictures but 1 are sampled"),
-        ({"painting": torch.rand(1, 128, 128, 4)}, "painting has an alpha channel (RGBA); it must be RGB"),
+        ({"painting": torch.rand(1, 128, 128, 1)}, "painting has a single grey channel; it must be RGB"),
+        (
+            {"mode": "released code", "painting_function": "superpixel"},
+            "Set painting_function to gaussian, or mode to denoised",
+        ),
         ({"painting": torch.rand(128, 128, 3)}, "connect an IMAGE (batch, height, width, 3)"),
         ({"mask": torch.zeros(1, 128, 128)}, "mask is empty (all zero)"),
         ({"mask": torch.ones(1, 64, 128)}, "mask is 128x64 px but the painting is 128x128 px"),

@@ -72,3 +72,11 @@ def test_around_a_latent_the_linear_decoder_is_exact_there_and_counts_together()
     )
     assert decoder.calls == near.calls == 5
     assert LinearDecoder(torch.randn(4, 3), torch.randn(3)).around(latent)(latent).shape == (2, 3, 5, 5)
+
+
+def test_around_a_latent_of_a_known_picture_the_linear_decoder_shows_that_picture_without_a_decode():
+    exact, picture, latent = Curved(), torch.rand(2, 3, 10, 10), torch.randn(2, 4, 5, 5)
+    near = LinearDecoder(torch.randn(4, 3), torch.randn(3), exact).around(latent, picture)
+    cells = picture.unflatten(-1, (5, 2)).unflatten(-3, (5, 2)).mean((-1, -3))
+    assert torch.allclose(near(latent), cells, atol=1e-6)
+    assert exact.calls == 0

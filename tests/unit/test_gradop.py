@@ -27,7 +27,7 @@ class FirstThree:
     def __init__(self):
         self.calls, self.corrections = 0, 0
 
-    def around(self, latent):
+    def around(self, latent, picture=None):
         """Return itself."""
         self.corrections += 1
         return self

@@ -6,7 +6,7 @@ from torch.autograd import gradcheck
 from torchvision.transforms.functional import gaussian_blur
 
 from guided_synthesis.guidance.decoding import LinearDecoder
-from guided_synthesis.guidance.painting import PaintingObjective, Pixels, blur_sigma, fitted, gaussian
+from guided_synthesis.guidance.painting import PaintingObjective, Pixels, blur_sigma, fitted, gaussian, trust
 from guided_synthesis.guidance.painting_functions import NAMES
 from guided_synthesis.guidance.steering import descend
 
@@ -16,7 +16,7 @@ class Doubling:
 
     name, cost, scale, calls = "vae", "none", 2, 0
 
-    def around(self, latent):
+    def around(self, latent, picture=None):
         """Return itself."""
         return self
 
@@ -143,3 +143,21 @@ def test_the_palette_and_the_patches_are_those_of_the_painting_not_of_the_pictur
         objective = PaintingObjective(Pixels(), painting, brush=32.0, function=function, colours=2)
         assert objective.errors(grey).isfinite().all()
         assert objective(grey) > 0.01
+
+
+def test_the_trust_weighs_painting_and_estimate_as_a_posterior_does():
+    """For one colour cell that shows the latent itself, the optimum is the mean weighted by the two precisions."""
+    tolerance, variance = 0.1, 0.5
+    gamma = trust(tolerance, variance, channels=3)
+    z, y, estimate = torch.linspace(0, 1, 10001, dtype=torch.float64), 0.8, 0.2
+    best = z[((z - y).square() + gamma * (z - estimate).square()).argmin()]
+    expected = (y / tolerance**2 + estimate / variance) / (1 / tolerance**2 + 1 / variance)
+    assert best.item() == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_share_of_a_mask_is_its_mean():
+    mask = torch.zeros(2, 1, 8, 8)
+    mask[0, ..., :4], mask[1] = 1, 0.25
+    painting = torch.rand(2, 3, 8, 8)
+    assert PaintingObjective(Doubling(), painting, mask).share().tolist() == [0.5, 0.25]
+    assert PaintingObjective(Doubling(), painting).share().tolist() == [1.0]

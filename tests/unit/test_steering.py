@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from guided_synthesis.guidance.steering import descend, steered
+from guided_synthesis.guidance.steering import conjugate, descend, steered
 
 
 def squared_distance_to(target):
@@ -93,3 +93,80 @@ def test_steered_passes_gradcheck():
     denoised = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
     moved = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
     assert gradcheck(lambda x, y: steered(x, y, 0.4), (denoised, moved))
+
+
+def quadratic(size=12, samples=3):
+    """A quadratic objective of latents (samples, 1, 1, size), each sample its own, and its optimum."""
+    generator = torch.Generator().manual_seed(1)
+    root = torch.randn(samples, size, size, generator=generator)
+    matrix = root @ root.mT / size + 0.1 * torch.eye(size)
+    target = torch.randn(samples, size, generator=generator)
+
+    def objective(latent):
+        away = latent[:, 0, 0] - target
+        return torch.einsum("bi,bij,bj->b", away, matrix, away)
+
+    return objective, target[:, None, None]
+
+
+def test_conjugate_gradients_solve_a_quadratic_in_as_many_steps_as_it_has_unknowns():
+    objective, optimum = quadratic()
+    found = conjugate(torch.zeros_like(optimum), objective, 13, reach=10.0)
+    assert torch.allclose(found, optimum, atol=1e-3)
+
+
+def test_conjugate_gradients_agree_with_scipy_on_a_curved_objective():
+    from scipy.optimize import minimize
+
+    def curved(latent):
+        return (latent - 0.3).square().mean((1, 2, 3)) + 0.5 * (latent.square().mean((1, 2, 3)) - 1).square()
+
+    start = torch.randn(1, 1, 2, 3, generator=torch.Generator().manual_seed(2))
+    theirs = minimize(
+        lambda z: curved(torch.tensor(z).reshape(1, 1, 2, 3)).item(),
+        start.double().flatten().numpy(),
+        tol=1e-10,
+    )
+    ours = conjugate(start, curved, 30, reach=0.5)
+    assert curved(ours).item() == pytest.approx(theirs.fun, abs=1e-5)
+
+
+def test_conjugate_gradients_treat_each_sample_alone_and_stop_where_nothing_is_to_gain():
+    objective, optimum = quadratic()
+    start = torch.zeros_like(optimum)
+    start[1] = optimum[1]  # already there: must not become NaN
+    together = conjugate(start, objective, 4, reach=2.0)
+    assert torch.allclose(together[1], optimum[1], atol=1e-6)
+
+    def first_only(latent):
+        return objective(torch.cat([latent, start[1:]]))[:1]
+
+    assert torch.allclose(together[:1], conjugate(start[:1], first_only, 4, reach=2.0), atol=1e-5)
+
+
+def test_no_step_of_conjugate_gradients_goes_further_than_its_reach():
+    far = squared_distance_to(torch.full((2, 4, 8, 8), 50.0))
+    moved = conjugate(torch.zeros(2, 4, 8, 8), far, 3, reach=0.5)
+    assert moved.square().mean().sqrt().item() <= 3 * 0.5 + 1e-5
+
+
+def test_conjugate_gradients_work_in_inference_mode_and_can_be_interrupted():
+    objective, optimum = quadratic()
+    ticks = []
+    with torch.inference_mode():
+        start = torch.zeros_like(optimum)
+        conjugate(start, objective, 3, 1.0, lambda: ticks.append(1))
+    assert len(ticks) == 3 and torch.equal(start, torch.zeros_like(start))
+
+
+def test_conjugate_gradients_never_end_higher_than_they_began():
+    """Not even where the objective is bumpy, and the slope says nothing about the next valley."""
+    start = torch.randn(4, 1, 3, 3, generator=torch.Generator().manual_seed(3))
+
+    def bumpy(latent):
+        return (latent.square() + 2 * torch.cos(9 * latent)).mean((1, 2, 3))
+
+    losses = [bumpy(conjugate(start, bumpy, steps, reach=2.0)) for steps in (0, 1, 4, 12)]
+    for before, after in zip(losses[:-1], losses[1:], strict=True):
+        assert (after <= before).all()
+    assert (losses[-1] < losses[0]).all()
