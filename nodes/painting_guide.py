@@ -188,18 +188,10 @@ class _Calibrated:
         if self._near is None:
             self._near = self._objective
             if self._objective.decoder.name == "linear":
-                picture = self._picture(latent)
+                side = self._encode.pixels_per_cell
+                picture = fitted(self._objective.painting.to(latent), *(side * n for n in latent.shape[-2:]))
                 self._near = self._objective.around(self._encode(picture), picture)
         return self._near
-
-    def _picture(self, latent: Tensor) -> Tensor:
-        """Return the painting at the size of the picture, grey where it does not count."""
-        size = [self._encode.pixels_per_cell * side for side in latent.shape[-2:]]
-        painting, mask = self._objective.painting, self._objective.mask
-        picture = fitted(painting.to(latent), *size)
-        if mask is None:
-            return picture
-        return torch.where(fitted(mask.to(latent), *size) > 0, picture, 0.5)
 
 
 def _inputs() -> list[io.Input]:

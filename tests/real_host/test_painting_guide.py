@@ -281,15 +281,32 @@ def test_company_cfg_one_areas_and_several_positives(host, tiny, node, painting)
         assert distance(tiny, guided, painting).item() < 0.7 * distance(tiny, plain, painting).item()
 
 
-def test_outside_the_mask_the_painting_does_not_count_at_all(host, tiny, node, painting):
+def test_outside_the_mask_the_painting_does_not_count(host, tiny, node, painting):
     mask = torch.zeros(1, 128, 128)
     mask[:, :, :64] = 1
     outside, inside = painting.clone(), painting.clone()
     outside[:, :, 96:] = 1 - outside[:, :, 96:]  # further from the mask than the blur reaches
     inside[:, :, :32] = 1 - inside[:, :, :32]
-    latents = sample(host, guide(node, tiny, painting, mask=mask), tiny[1])
-    assert torch.equal(sample(host, guide(node, tiny, outside, mask=mask), tiny[1]), latents)
-    assert not torch.allclose(sample(host, guide(node, tiny, inside, mask=mask), tiny[1]), latents, atol=0.5)
+    latents, other, changed = (
+        sample(host, guide(node, tiny, y, mask=mask), tiny[1]) for y in (painting, outside, inside)
+    )
+    # the VAE sees the whole painting when the linear decoder is fitted to it, so a trace of the outside is left
+    assert (other - latents).square().mean() < 0.05 * (changed - latents).square().mean()
+
+
+def test_outside_the_mask_each_estimate_stays_the_models_own(host, tiny, node, painting):
+    from guided_synthesis.nodes.host.restarts import Moment
+
+    mask = torch.zeros(1, 1, 128, 128)
+    mask[..., :64] = 1
+    settings = node.Settings(1.0, 0.05, 8, 0.1, "gaussian", 7.0, 8, "linear", "denoised")
+    sampling, estimate = tiny[0].get_model_object("model_sampling"), torch.randn(1, 4, 16, 16)
+    sigmas = torch.tensor([2.0]), torch.tensor([1.5])
+    moment = Moment(estimate, estimate, *sigmas, torch.randn_like(estimate), sampling)
+    with node._painting_run(tiny[0], tiny[2], painting.movedim(-1, 1), mask, settings) as move:
+        moved = move(moment).latent
+    assert torch.equal(moved[..., 8:], estimate[..., 8:])
+    assert not torch.allclose(moved[..., :8], estimate[..., :8], atol=0.1)
 
 
 def test_an_inpainting_mask_still_keeps_the_known_pixels(host, tiny, node, painting):
