@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from .lean_layers import lean
+
 # the functions through which the host's layers use weights that it streams to the accelerator
 WEIGHTED = {
     *("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
@@ -25,6 +28,8 @@ WEIGHTED = {
 }
 # the blocks whose activations are worth recomputing: UNet, AutoencoderKL, TAESD
 CHECKPOINTED = ("ResBlock", "SpatialTransformer", "ResnetBlock", "AttnBlock", "Block")
+# layers that make a block's input from a tensor of a quarter of its size, which is kept instead
+ENLARGING = ("Upsample",)
 
 
 @contextmanager
@@ -47,11 +52,12 @@ def checkpointed(*networks: torch.nn.Module) -> Iterator[None]:
     is wrapped for as long as it lasts, on these instances only. Patches inside the blocks are called twice:
     once forwards, once for the backward pass.
     """
-    blocks = [m for network in networks for m in network.modules() if type(m).__name__ in CHECKPOINTED]
+    wrappers = dict.fromkeys(CHECKPOINTED, _recomputed) | dict.fromkeys(ENLARGING, _enlarged)
+    blocks = [m for network in networks for m in network.modules() if type(m).__name__ in wrappers]
     kept = [(block, block.__dict__.get("forward")) for block in blocks]
     try:
         for block in blocks:
-            block.forward = partial(_recomputed, block.forward)
+            block.forward = partial(wrappers[type(block).__name__], block.forward)
         yield
     finally:
         for block, forward in kept:
@@ -67,7 +73,7 @@ class _PlainTensors(TorchFunctionMode):
         if name == "__get__":  # .shape, .device, ...: nothing is computed
             return function(*args, **(kwargs or {}))
         plain = _safe if name in WEIGHTED else _plain
-        return function(*(plain(a) for a in args), **{k: plain(v) for k, v in (kwargs or {}).items()})
+        return lean(function, tuple(plain(a) for a in args), {k: plain(v) for k, v in (kwargs or {}).items()})
 
 
 def _plain(value: Any) -> Any:
@@ -114,17 +120,44 @@ def _recomputed(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Te
     The host changes its option dictionaries from block to block, so the backward pass gets them as they are
     now. It may run in a thread of its own, which needs its own `differentiable()`.
     """
-    later = tuple(_copied(a) for a in args), {key: _copied(value) for key, value in kwargs.items()}
+    later = tuple(_kept(a) for a in args), {key: _kept(value) for key, value in kwargs.items()}
     calls = [later, (args, kwargs)]
 
     def run() -> Tensor:
         positional, named = calls.pop() if len(calls) > 1 else later
         with differentiable():
-            return forward(*positional, **named)
+            return forward(*map(_made, positional), **{key: _made(value) for key, value in named.items()})
 
     with set_checkpoint_early_stop(False):  # it stops by an exception, which host code may catch
         return checkpoint(run, use_reentrant=False)
 
 
-def _copied(value: Any) -> Any:
+def _enlarged(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """Call `forward` and note on its result how it was made."""
+    out = forward(*args, **kwargs)
+    out._made_by = _Enlarged(partial(forward, *args, **kwargs), out.requires_grad)
+    return out
+
+
+@dataclass(frozen=True)
+class _Enlarged:
+    """A tensor that is made again when it is needed, as a leaf."""
+
+    make: Callable[[], Tensor]
+    requires_grad: bool
+
+
+def _kept(value: Any) -> Any:
+    """Return what to keep of an argument until the backward pass."""
+    if isinstance(value, Tensor):
+        return getattr(value, "_made_by", value)
     return dict(value) if type(value) is dict else value
+
+
+def _made(value: Any) -> Any:
+    """Return the argument that `_kept` kept."""
+    if not isinstance(value, _Enlarged):
+        return value
+    with torch.no_grad():
+        made = value.make()
+    return made.requires_grad_(value.requires_grad)

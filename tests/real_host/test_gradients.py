@@ -455,5 +455,5 @@ def test_the_memory_asked_for_grows_with_the_batch_and_covers_what_autograd_keep
     with torch.inference_mode():
         _, kept = _gradient_and_bytes(gradients, _noise(1, 4, 4, 4), lambda at: gradients.decode(vae, at))
     asked = gradients.decode_memory(vae, torch.Size((1, 4, 4, 4)))
-    assert 0.5 * asked < kept - weights < asked
+    assert 0.4 * asked < kept - weights < asked
     assert gradients.decode_memory(vae, torch.Size((3, 4, 4, 4))) == 3 * asked

@@ -344,7 +344,6 @@ def test_paintings_and_values_at_the_edge_are_served(gradop):
 @pytest.mark.parametrize(
     "change, sentence",
     [
-        ({"painting": torch.rand(1, 128, 128, 4)}, "painting has an alpha channel (RGBA); it must be RGB"),
         ({"painting": torch.rand(1, 7, 64, 3)}, "painting is 64x7 px, smaller than one latent cell of 8 px"),
         ({"mask": torch.zeros(1, 128, 128)}, "mask is empty (all zero)"),
         ({"mask": torch.ones(3, 128, 128)}, "mask has 3 masks for 1 paintings"),

@@ -200,9 +200,14 @@ def test_any_size_in_steps_of_eight_and_any_factor(host, tiny, node, height, wid
     reference = fitted(reference, height, width).movedim(1, -1)
     latent = empty_latent(height, width)
     guided = guide(node, tiny, reference, factor=factor, space=space)
-    plain = distance(tiny, sample(host, tiny[0], tiny[1], latent=latent), reference, factor)
-    found = distance(tiny, sample(host, guided, tiny[1], latent=latent), reference, factor)
-    assert found.item() < 0.5 * plain.item()
+    plain, found = (sample(host, model, tiny[1], latent=latent) for model in (tiny[0], guided))
+    if space == "pixel":
+        plain, found = (distance(tiny, latents, reference, factor) for latents in (plain, found))
+    else:  # the space it works in
+        with torch.inference_mode():
+            target = tiny[2].encode(reference)
+        plain, found = (low_pass(x - target, factor / 8).square().mean() for x in (plain, found))
+    assert found.item() < 0.6 * plain.item()
 
 
 def test_each_picture_of_a_batch_follows_its_own_reference_or_all_follow_one(host, tiny, node):
