@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -35,19 +36,20 @@ class NetworkDecoder:
         scale: int,
         decode: Callable[[Tensor], Tensor],
         patcher: Any,
-        memory: Callable[[torch.Size], float],
-        checkpointing: bool = False,
+        memory: Callable[[torch.Size, bool], float],
+        checkpointing: bool | None = None,
         whole: bool = False,
     ) -> None:
         """Take `decode` (latents of the model's space to RGB) and the `patcher` (ModelPatcher) of its
         network.
 
-        `memory` gives the bytes of a decode and its backward pass by shape of the latent; `whole`: never in
-        part.
+        `memory` gives the bytes of a decode and its backward pass by shape of the latent and by whether blocks
+        are recomputed (`checkpointing`; None: where memory would not suffice otherwise); `whole`: never in part.
         """
         self.name, self.cost, self.scale, self.calls = name, cost, scale, 0
         self._decode, self._patcher, self._memory = decode, patcher, memory
-        self._checkpointing, self._whole, self._room = checkpointing, whole, 0.0
+        self._asked, self._checkpointing = checkpointing, bool(checkpointing)
+        self._whole, self._room = whole, 0.0
 
     def close(self) -> None:
         """Let go of the network; an own one is freed with it."""
@@ -67,9 +69,12 @@ class NetworkDecoder:
         return self
 
     def _load(self, shape: torch.Size) -> None:
-        needed = self._memory(shape)
+        needed = self._memory(shape, False)
         if needed > self._room or not gradients.is_loaded(self._patcher):
-            gradients.load([self._patcher], needed, self._whole)
+            if self._asked is None:
+                free = comfy.model_management.get_free_memory(self._patcher.load_device)
+                self._checkpointing = needed > free
+            gradients.load([self._patcher], self._memory(shape, self._checkpointing), self._whole)
             self._room = needed
 
 
@@ -98,11 +103,12 @@ def check_decoder(name: str, vae: Any, model: Any) -> int:
 
 
 @contextmanager
-def open_decoder(name: str, vae: Any, model: Any, checkpointing: bool = False) -> Iterator[Decoder]:
+def open_decoder(name: str, vae: Any, model: Any, checkpointing: bool | None = None) -> Iterator[Decoder]:
     """Yield decoder `name` (`vae`, `taesd` or `linear`) for latents of `model`, colours as `vae` makes them.
 
     With `checkpointing`, `vae` and `taesd` recompute their blocks in the backward pass: less memory, more
-    time. Own networks are freed when the block ends. Raises ValueError as `check_decoder` does.
+    time. None: only if the memory that is free does not suffice otherwise. Own networks are freed when the block
+    ends. Raises ValueError as `check_decoder` does.
     """
     scale = check_decoder(name, vae, model)
     network = (_taesd if name == "taesd" else _vae)(vae, model, scale, checkpointing)
@@ -112,20 +118,20 @@ def open_decoder(name: str, vae: Any, model: Any, checkpointing: bool = False) -
         network.close()
 
 
-def _vae(vae: Any, model: Any, scale: int, checkpointing: bool) -> NetworkDecoder:
+def _vae(vae: Any, model: Any, scale: int, checkpointing: bool | None) -> NetworkDecoder:
     return NetworkDecoder(
         name="vae",
         cost="Exact and heavy: the whole VAE, forwards and backwards.",
         scale=scale,
         decode=lambda latent: gradients.decode(vae, model.model.process_latent_out(latent)),
         patcher=vae.patcher,
-        memory=lambda shape: gradients.decode_memory(vae, shape, checkpointing),
+        memory=partial(gradients.decode_memory, vae),
         checkpointing=checkpointing,
         whole=getattr(vae, "disable_offload", False),
     )
 
 
-def _taesd(vae: Any, model: Any, scale: int, checkpointing: bool) -> NetworkDecoder:
+def _taesd(vae: Any, model: Any, scale: int, checkpointing: bool | None) -> NetworkDecoder:
     latent_format = model.model.latent_format
     file = folder_paths.get_full_path("vae_approx", _taesd_file(latent_format))
     network = comfy.taesd.taesd.TAESD(None, file, latent_channels=latent_format.latent_channels).eval()
@@ -137,7 +143,7 @@ def _taesd(vae: Any, model: Any, scale: int, checkpointing: bool) -> NetworkDeco
         scale=scale,
         decode=lambda latent: (network.decode(latent.to(device, torch.float32)) + 1) / 2,
         patcher=patcher,
-        memory=lambda shape: TAESD_BYTES * shape[0] * shape[-2] * shape[-1],
+        memory=lambda shape, _: TAESD_BYTES * shape[0] * shape[-2] * shape[-1],
         checkpointing=checkpointing,
         whole=True,  # its scale and shift are plain parameters, which the host cannot stream
     )

@@ -10,6 +10,7 @@ COMMON = (
     "comfy.model_management.throw_exception_if_processing_interrupted",
 )
 DECODING = (
+    "comfy.model_management.get_free_memory",
     "comfy.model_management.loaded_models",
     "comfy.sd.VAE",
     "comfy.utils.load_torch_file",

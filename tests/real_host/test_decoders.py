@@ -162,6 +162,26 @@ def test_a_network_is_loaded_once_and_again_for_a_larger_latent(decoders, tiny, 
     assert asked == [pytest.approx(asked[0]), pytest.approx(4 * asked[0])]
 
 
+@pytest.mark.parametrize("enough", [False, True])
+def test_blocks_are_recomputed_only_where_memory_is_short(decoders, host, tiny, scenes, monkeypatch, enough):
+    latent = scenes[1][:1]
+    whole, little = (
+        decoders.gradients.decode_memory(tiny[2], latent.shape, saving) for saving in (False, True)
+    )
+    asked, saved = [], []
+    load, checkpointed = decoders.gradients.load, decoders.gradients.checkpointed
+    monkeypatch.setattr(host.comfy.model_management, "get_free_memory", lambda device: whole + enough - 0.5)
+    monkeypatch.setattr(
+        decoders.gradients, "load", lambda p, memory, whole: asked.append(memory) or load(p, memory, whole)
+    )
+    monkeypatch.setattr(decoders.gradients, "checkpointed", lambda *n: saved.append(1) or checkpointed(*n))
+    with decoders.open_decoder("vae", tiny[2], tiny[0]) as decoder:
+        before, after = _descended(decoder, latent, 0.5)
+    assert after < before
+    assert asked == [whole if enough else little]
+    assert bool(saved) is not enough
+
+
 def _model(latent_format):
     return SimpleNamespace(model=SimpleNamespace(latent_format=latent_format))
 
