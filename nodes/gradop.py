@@ -397,7 +397,7 @@ def _problem_inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "t0",
-            default=0.8,
+            default=0.6,
             min=0.0,
             max=1.0,
             step=0.01,

@@ -234,7 +234,7 @@ HEAD = (
     "decodes",
     "s / picture",
 )
-OURS, TOP = "Painting guide", 0.45
+OURS, TOP = "Painting guide", 0.3
 PLANE = ROOT / "docs" / "plane.png"
 EXPLAINED = """Distance: mean squared difference of the blurred picture and the blurred painting, times 1000 (blur 6 px
 at 128 px). Realism: kernel distance (KID) of AlexNet features (ImageNet weights) to 600 other real scenes, with the
