@@ -16,6 +16,12 @@ MODULES = (
     "painting_distance",
     "low_pass_guide",
     "loopback",
+    "prompt",
+    "attention_regions",
+    "attention_maps",
+    "prompt_to_prompt",
+    "edit_direction",
+    "cross_attention_guidance",
 )
 
 

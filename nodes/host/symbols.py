@@ -23,10 +23,43 @@ RESTARTING = (
     "comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE",
     "comfy.patcher_extension.get_wrappers_with_key",
 )
+ATTENTION = (
+    "comfy.ldm.modules.attention.SpatialTransformer",
+    "comfy.ldm.modules.attention.optimized_attention",
+    "comfy.ldm.modules.diffusionmodules.openaimodel.Downsample",
+    "comfy.ldm.modules.diffusionmodules.openaimodel.Upsample",
+    "comfy.model_patcher.ModelPatcher.add_wrapper_with_key",
+    "comfy.model_patcher.ModelPatcher.clone",
+    "comfy.patcher_extension.WrappersMP.CALC_COND_BATCH",
+)
 NEEDED = {
     "painting_guide": (*COMMON, *DECODING, *RESTARTING),
     "low_pass_guide": (*COMMON, *DECODING, *RESTARTING),
     "loopback": (*COMMON, *RESTARTING, "comfy.samplers.Sampler"),
+    "prompt": (
+        "comfy.sd.CLIP.tokenize",
+        "comfy.sd.CLIP.encode_from_tokens_scheduled",
+        "comfy.sd1_clip.load_embed",
+    ),
+    "attention_regions": ATTENTION,
+    "attention_maps": (*ATTENTION, "comfy.patcher_extension.WrappersMP.OUTER_SAMPLE"),
+    "prompt_to_prompt": (*ATTENTION, "comfy.samplers.CFGGuider", "comfy_api.latest.ui.PreviewText"),
+    "edit_direction": (
+        "comfy.sd.CLIP.tokenize",
+        "comfy.sd.CLIP.encode_from_tokens_scheduled",
+        *COMMON,
+        *RESTARTING,
+    ),
+    "cross_attention_guidance": (
+        *COMMON,
+        *ATTENTION,
+        "comfy.ldm.modules.attention.attention_pytorch",
+        "comfy.model_patcher.ModelPatcher.get_model_object",
+        "comfy.patcher_extension.WrappersMP.OUTER_SAMPLE",
+        "comfy.patcher_extension.WrappersMP.PREDICT_NOISE",
+        "comfy.sampler_helpers.convert_cond",
+        "comfy.samplers.calc_cond_batch",
+    ),
     "painting_function": COMMON,
     "painting_distance": COMMON,
     "gradop": (

@@ -17,6 +17,7 @@ from comfy_host.problems import Problem
 from comfy_host.workflow import choices, to_prompt, upload_inputs
 
 LOADER = "CheckpointLoaderSimple"
+EMPTY_LATENT = "EmptyLatentImage"
 DEMO_SHRINK = 4  # the shipped pictures are 512 px, the demo model paints at 128 px
 
 Json = dict[str, Any]
@@ -24,7 +25,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Choice:
-    """The checkpoint a graph runs with, and by what its input pictures are shrunk for it."""
+    """The checkpoint a graph runs with, and by what its pictures are shrunk for it."""
 
     checkpoint: str
     shrink: int
@@ -53,11 +54,18 @@ def choose_checkpoint(graph: Json, object_info: Json, wanted: str | None, users_
 
 
 async def prepare(client: Client, graph: Json, object_info: Json, choice: Choice) -> Json:
-    """Return the prompt of `graph` with the chosen checkpoint, its input pictures uploaded to the host."""
+    """Return the prompt of `graph` with the chosen checkpoint, its input pictures uploaded to the host.
+
+    Input pictures and empty latents are shrunk as the checkpoint needs it.
+    """
     prompt = to_prompt(graph, object_info)
     for node in prompt.values():
+        inputs = node["inputs"]
         if node["class_type"] == LOADER:
-            node["inputs"]["ckpt_name"] = choice.checkpoint
+            inputs["ckpt_name"] = choice.checkpoint
+        if node["class_type"] == EMPTY_LATENT:
+            sides = {name: inputs[name] for name in ("width", "height") if isinstance(inputs[name], int)}
+            inputs |= {name: side // choice.shrink for name, side in sides.items()}
     for inputs, name in upload_inputs(prompt, object_info):
         file = WORKFLOWS / "inputs" / inputs[name]
         if not file.is_file():
