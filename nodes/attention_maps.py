@@ -159,7 +159,7 @@ def _pictures(image: Tensor, count: int) -> Tensor:
     if len(found) != count:
         raise ValueError(
             f"The input image has {len(found)} pictures, but {count} were sampled. Connect the decoded pictures of the "
-            "same latent."
+            "same latent; of a Prompt-to-Prompt Guider's, the half of this prompt (Image From Batch)."
         )
     return found
 
