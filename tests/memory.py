@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+MIB = 2**20
+
 
 class PeakMemory(TorchDispatchMode):
     """Counts the bytes of living storages made inside the block: `now`, and the most there were, `peak`."""

@@ -21,12 +21,11 @@ from benchmarks.study import defaults
 from full_size import models
 from guided_synthesis.nodes import painting_guide
 from guided_synthesis.nodes.host import gradients
-from memory import PeakMemory
+from memory import MIB, PeakMemory
 
 SIZE, STEPS, CFG, SEED = 512, 20, 5.0, 7  # px
 SHORT = 3  # steps of the runs with the decoder vae
 SHORT_GUIDE = {"decoder": "vae", "iterations": 1, "steps_per_iteration": 2}
-MIB = 2**20
 HEAD = "| run | steps | UNet calls | optimiser steps | VAE encodes | VAE decodes | of these with gradient "
 HEAD += "| CPU s | CPU s outside the UNet | over plain |\n|" + " --- |" + " ---: |" * 9
 EXPLAINED = """SD 1.5's UNet and VAE with random weights, float32, {size} px, batch 1, {threads} CPU thread(s). UNet

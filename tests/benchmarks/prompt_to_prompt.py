@@ -26,6 +26,7 @@ from guided_synthesis.attention.words import Prompt, Word
 from guided_synthesis.nodes import prompt, prompt_to_prompt
 from guided_synthesis.nodes.host.attention_hook import edit_attention
 from guided_synthesis.nodes.host.prompts import PROMPT_KEY
+from memory import MIB, PeakMemory
 from tiny_sd import classifier, data
 from tiny_sd.art import NOUNS
 from tiny_sd.host_model import load_demo_model
@@ -216,8 +217,8 @@ def reweight_table(bench: Bench) -> str:
 
 
 @torch.inference_mode()
-def step_times() -> tuple[float, float]:
-    """Return CPU seconds of a step of SD 1.5 at full size (random weights): a batch of two, and prompt-to-prompt."""
+def step_cost() -> dict[str, float]:
+    """Return CPU seconds and peak MiB of a step of SD 1.5 at full size (random weights): a batch of two, and a pair."""
     gc.collect()
     model = models.sd15_unet()
     negative = models.conditioning(model, 2)
@@ -237,14 +238,16 @@ def step_times() -> tuple[float, float]:
         latent = torch.zeros(1 if paired else 2, 4, WIDE // 8, WIDE // 8)
         noise = comfy.sample.prepare_noise(latent, 7)
         began = time.process_time()
-        if paired:
-            guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=7)
-        else:
-            comfy.sample.sample_custom(
-                model, noise, CFG, sampler, sigmas, both, negative, latent, disable_pbar=True, seed=7
-            )
-        took.append((time.process_time() - began) / steps)
-    return took[1], took[2]
+        with PeakMemory() as memory:
+            if paired:
+                guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=7)
+            else:
+                comfy.sample.sample_custom(
+                    model, noise, CFG, sampler, sigmas, both, negative, latent, disable_pbar=True, seed=7
+                )
+        took.append(((time.process_time() - began) / steps, memory.peak / MIB))
+    (alone, plain), (edited, peak) = took[1:]
+    return {"alone": alone, "edited": edited, "plain": plain, "peak": peak}
 
 
 def run() -> str:
@@ -253,8 +256,7 @@ def run() -> str:
     bench = Bench()
     swap, reweight = swap_table(bench), reweight_table(bench)
     del bench
-    alone, edited = step_times()
-    cost = COST.format(side=WIDE, alone=alone, edited=edited, ratio=edited / alone)
+    cost = COST.format(side=WIDE, **step_cost())
     return f"{TITLE}\n\n`python run.py bench prompt_to_prompt`\n\n{swap}\n\n{reweight}\n\n{cost}\n"
 
 
@@ -275,5 +277,5 @@ REWEIGHTS = """| amount, {words} words | share of the attention | recognised | c
 Attention Edit: reweight of a noun, nothing else. Share of the attention: the word's, after the edit, mean of heads,
 positions, layers and steps of the edited picture (below 0: pushed away)."""
 COST = """A step of SD 1.5's UNet at full size (random weights, {side} px, CFG) takes {alone:.1f} CPU seconds for a
-batch of two, {edited:.1f} for a pair whose maps are replaced and whose self-attention is shared: {ratio:.3f} (goal
-1.10)."""
+batch of two, {edited:.1f} for a pair whose maps are replaced and whose self-attention is shared (goal: at most 1.10
+times as much). Its tensors take {plain:.0f} MiB at their peak, those of the pair {peak:.0f} MiB."""

@@ -23,6 +23,7 @@ from benchmarks.study import CELLS, CFG, SAMPLER, SCHEDULER, STEPS, defaults
 from full_size import models
 from guided_synthesis.attention.words import Prompt, Word
 from guided_synthesis.nodes import attention_regions, prompt
+from memory import MIB, PeakMemory
 from tiny_sd import classifier, data
 from tiny_sd.host_model import load_demo_model
 from tiny_sd.world import SIZE, Spec, draw, make_spec
@@ -169,8 +170,8 @@ def bound(bench: Bench) -> float:
 
 
 @torch.inference_mode()
-def step_time() -> tuple[float, float]:
-    """Return CPU seconds of a step of SD 1.5 at full size (random weights): plain, and with two regions."""
+def step_cost() -> dict[str, float]:
+    """Return CPU seconds and peak MiB of a step of SD 1.5 at full size (random weights), plain and with regions."""
     gc.collect()
     model = models.sd15_unet()
     (text, settings), negative = models.conditioning(model, 1)[0], models.conditioning(model, 2)
@@ -189,9 +190,11 @@ def step_time() -> tuple[float, float]:
     for each, steps in ((model, 1), (model, SLOW_STEPS), (guided, SLOW_STEPS)):  # the first loads the model
         began = time.process_time()
         widgets = (7, steps, CFG, SAMPLER, SCHEDULER, [[text, settings]], negative, latent)
-        host_nodes.common_ksampler(each, *widgets)
-        took.append((time.process_time() - began) / steps)
-    return took[1], took[2]
+        with PeakMemory() as memory:
+            host_nodes.common_ksampler(each, *widgets)
+        took.append(((time.process_time() - began) / steps, memory.peak / MIB))
+    (alone, plain), (regions_time, regions_peak) = took[1:]
+    return {"alone": alone, "regions": regions_time, "plain": plain, "peak": regions_peak}
 
 
 def run() -> str:
@@ -202,10 +205,7 @@ def run() -> str:
     lines = "\n".join(row.line() for row in found)
     best = bound(bench)
     del bench, realism
-    alone, with_regions = step_time()
-    about = EXPLAINED.format(
-        best=best, side=SIDE, alone=alone, regions=with_regions, ratio=with_regions / alone
-    )
+    about = EXPLAINED.format(best=best) + "\n\n" + COST.format(side=SIDE, **step_cost()) + "\n\n" + CHOSEN
     return f"{TITLE}\n\n`python run.py bench regions`\n\n{HEAD}\n{lines}\n\n{about}\n"
 
 
@@ -214,12 +214,12 @@ HEAD = """| method, masks | in own mask | in order of mention | against it | bot
 | --- | ---: | ---: | ---: | ---: | ---: | ---: |"""
 EXPLAINED = """In own mask: share of objects that are the classifier's first noun in their own half (goal 0.9; of drawn
 scenes it finds {best:.3f}). Realism: kernel distance (KID) of AlexNet features to 600 real scenes of two objects, lower
-is better (goal: at most 1.1 of plain). The demo model has seen objects side by side only: up/down is new to it. A step
-of SD 1.5 at full size (random weights, {side} px, CFG) takes {alone:.1f} CPU seconds, with two regions {regions:.1f}:
-{ratio:.3f} (goal 1.10).
-
-How the defaults were chosen, on 20 other prompts with two pictures each (in own mask; realism, plain 0.346): kappa 1
-throughout, until 0.35, weight 2.5: 0.938; 0.360 (the defaults). Until 0.4, weight 2: 0.913; 0.363. Until 0.5, weight
-1.5: 0.887; 0.357. Until 0.6, weight 2.5: 0.938; 0.422. Falling from 1 to 0.5 until 0.5, weight 2: 0.887; 0.368; until
-0.4, weight 3: 0.913; 0.377. Falling from 1 to 0.8 until 0.8, weight 2: 0.925; 0.411. 0.6 throughout the run, weight 2:
-0.812; 0.402. So: pull entirely, but let go early."""
+is better (goal: at most 1.1 of plain). The demo model has seen objects side by side only: up/down is new to it."""
+COST = """A step of SD 1.5 at full size (random weights, {side} px, CFG) takes {alone:.1f} CPU seconds, with two regions
+{regions:.1f} (goal: at most 1.10 times as much). Its tensors take {plain:.0f} MiB at their peak, with two regions
+{peak:.0f} MiB."""
+CHOSEN = """How the defaults were chosen, on 20 other prompts with two pictures each (in own mask; realism, plain
+0.346): kappa 1 throughout, until 0.35, weight 2.5: 0.938; 0.360 (the defaults). Until 0.4, weight 2: 0.913; 0.363.
+Until 0.5, weight 1.5: 0.887; 0.357. Until 0.6, weight 2.5: 0.938; 0.422. Falling from 1 to 0.5 until 0.5, weight 2:
+0.887; 0.368; until 0.4, weight 3: 0.913; 0.377. Falling from 1 to 0.8 until 0.8, weight 2: 0.925; 0.411. 0.6
+throughout the run, weight 2: 0.812; 0.402. So: pull entirely, but let go early."""
