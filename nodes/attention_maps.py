@@ -11,7 +11,6 @@ from comfy_api.latest import io
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..attention.maps import SCALES
 from ..attention.record import Recording
 from ..attention.words import Prompt
 from .host import checks
@@ -19,6 +18,7 @@ from .host.attention_hook import check_unet
 from .host.recording import AttentionMaps
 from .host.schema import tolerant
 from .host.sockets import AttentionMapsSocket, PromptSocket
+from .host.widgets import heavy_at_scale_1, scale_switches, scales_on
 
 CATEGORY = "guided synthesis/attention"
 COLOURS = "inferno"
@@ -49,17 +49,7 @@ class AttentionRecorder(io.ComfyNode):
                     "prompt",
                     tooltip="From the Prompt with Words node that also makes the positive conditioning.",
                 ),
-                *(
-                    tolerant(
-                        io.Boolean.Input,
-                        f"scale_{scale}",
-                        default=scale in RECORDED,
-                        advanced=True,
-                        tooltip=f"Record layers whose tokens are {8 * scale} px wide"
-                        + ("; takes by far the most memory." if scale == 1 else "."),
-                    )
-                    for scale in SCALES
-                ),
+                *scale_switches(RECORDED, heavy_at_scale_1("Record layers whose tokens are")),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model, for any sampler."),
@@ -76,7 +66,7 @@ class AttentionRecorder(io.ComfyNode):
         check_unet(model)
         if not prompt.words:
             raise ValueError("prompt has no words to record. Write some into its Prompt with Words node.")
-        maps = AttentionMaps(prompt, frozenset(scale for scale in SCALES if layers[f"scale_{scale}"]))
+        maps = AttentionMaps(prompt, scales_on(layers))
         return io.NodeOutput(maps.attach(model), maps)
 
 

@@ -16,8 +16,10 @@ from .host import checks
 from .host.attention_hook import check_unet, edit_attention
 from .host.schema import tolerant
 from .host.sockets import PromptSocket, RegionsSocket
+from .host.widgets import PERCENT, scale_switches, scales_on, switch
 
 CATEGORY = "guided synthesis/attention"
+PARTS = dict(zip(STAGES, ("way down", "middle", "way up"), strict=True))
 CHAIN = "Regions so far; leave it free for the first."
 PROMPT = "The prompt output of the Prompt with Words node that also makes the positive conditioning."
 WEIGHT = "How loud the words are within their regions: 1 as they are, more is stronger, 0 silences them."
@@ -143,7 +145,6 @@ class CrossAttentionInjector(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Describe the node to the host."""
-        percent = {"min": 0.0, "max": 1.0, "step": 0.01}
         return tolerant(
             io.Schema,
             node_id="GuidedSynthesis_CrossAttentionInjector",
@@ -165,13 +166,13 @@ class CrossAttentionInjector(io.ComfyNode):
                     "kappa_start",
                     default=1.0,
                     tooltip="How strongly words are pulled to their regions at the start: 0 not at all, 1 entirely.",
-                    **percent,
+                    **PERCENT,
                 ),
                 io.Float.Input(
                     "kappa_end",
                     default=1.0,
                     tooltip="The same at end_percent; less than at the start lets go gradually.",
-                    **percent,
+                    **PERCENT,
                 ),
                 io.Float.Input(
                     "curve",
@@ -185,34 +186,21 @@ class CrossAttentionInjector(io.ComfyNode):
                     "start_percent",
                     default=0.0,
                     tooltip="When it begins: 0 is the first sampling step.",
-                    **percent,
+                    **PERCENT,
                 ),
                 io.Float.Input(
                     "end_percent",
                     default=0.35,
                     tooltip="When it ends: the rest of the schedule is the model's own, for details.",
-                    **percent,
+                    **PERCENT,
                 ),
-                *(
-                    tolerant(
-                        io.Boolean.Input,
-                        f"scale_{scale}",
-                        default=True,
-                        advanced=True,
-                        tooltip=f"In layers whose tokens are {8 * scale} px wide. Models have only some of the scales.",
-                    )
-                    for scale in SCALES
+                *scale_switches(
+                    SCALES,
+                    lambda px: (
+                        f"In layers whose tokens are {px} px wide. Models have only some of the scales."
+                    ),
                 ),
-                *(
-                    tolerant(
-                        io.Boolean.Input,
-                        stage,
-                        default=True,
-                        advanced=True,
-                        tooltip=f"In the {name} of the UNet.",
-                    )
-                    for stage, name in zip(STAGES, ("way down", "middle", "way up"), strict=True)
-                ),
+                *(switch(stage, True, f"In the {name} of the UNet.") for stage, name in PARTS.items()),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model, for any sampler.")],
         )
@@ -233,7 +221,7 @@ class CrossAttentionInjector(io.ComfyNode):
             raise ValueError(problem)
         check_unet(model)
         kappa = Kappa(kappa_start, kappa_end, curve, start_percent, end_percent)
-        scales = frozenset(scale for scale in SCALES if layers[f"scale_{scale}"])
+        scales = scales_on(layers)
         stages = frozenset(stage for stage in STAGES if layers[stage])
         return io.NodeOutput(edit_attention(model, Injection(tuple(regions), kappa, scales, stages)))
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..attention.maps import SCALES
 from .host import checks
 from .host.attention_guidance import guide_attention
 from .host.attention_hook import check_unet
 from .host.schema import tolerant
+from .host.widgets import PERCENT, heavy_at_scale_1, scale_switches, scales_on
 
 COMPARED = (2, 4, 8)  # unless asked otherwise: scale 1 takes more memory than the others together
 
@@ -22,7 +22,6 @@ class CrossAttentionGuidance(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Describe the node to the host."""
-        percent = {"min": 0.0, "max": 1.0, "step": 0.01}
         return tolerant(
             io.Schema,
             node_id="GuidedSynthesis_CrossAttentionGuidance",
@@ -54,25 +53,15 @@ class CrossAttentionGuidance(io.ComfyNode):
                     "start_percent",
                     default=0.0,
                     tooltip="When it begins: 0 is the first sampling step.",
-                    **percent,
+                    **PERCENT,
                 ),
                 io.Float.Input(
                     "end_percent",
                     default=1.0,
                     tooltip="When it ends. Earlier is faster and leaves details to the new prompt.",
-                    **percent,
+                    **PERCENT,
                 ),
-                *(
-                    tolerant(
-                        io.Boolean.Input,
-                        f"scale_{scale}",
-                        default=scale in COMPARED,
-                        advanced=True,
-                        tooltip=f"Compare layers whose tokens are {8 * scale} px wide"
-                        + ("; takes by far the most memory." if scale == 1 else "."),
-                    )
-                    for scale in SCALES
-                ),
+                *scale_switches(COMPARED, heavy_at_scale_1("Compare layers whose tokens are")),
             ],
             outputs=[
                 io.Model.Output(
@@ -95,7 +84,7 @@ class CrossAttentionGuidance(io.ComfyNode):
         if problem := checks.percent_range(start_percent, end_percent):
             raise ValueError(problem)
         check_unet(model)
-        scales = frozenset(scale for scale in SCALES if layers[f"scale_{scale}"])
+        scales = scales_on(layers)
         if strength == 0 or not scales:
             return io.NodeOutput(model)
         return io.NodeOutput(guide_attention(model, source, strength, start_percent, end_percent, scales))

@@ -15,10 +15,10 @@ from .host.attention_hook import check_unet
 from .host.prompt_to_prompt import PairGuider
 from .host.schema import tolerant
 from .host.sockets import EditsSocket
+from .host.widgets import PERCENT
 
 CATEGORY = "guided synthesis/attention"
 AUTO = "auto"
-PERCENT = {"min": 0.0, "max": 1.0, "step": 0.01}
 
 
 class AttentionEdit(io.ComfyNode):
