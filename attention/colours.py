@@ -71,13 +71,12 @@ def _named(painting: Tensor, left: Tensor) -> str:
     pixels = painting.movedim(1, -1)[left.to(painting.device)].cpu()
     total = left.numel()
     coarse = (pixels * (LEVELS - 1)).round().clamp(0, LEVELS - 1).to(torch.int64)
-    kinds, owners, counts = coarse.unique(dim=0, return_inverse=True, return_counts=True)
+    _, owners, counts = coarse.unique(dim=0, return_inverse=True, return_counts=True)
     told = []
     for kind in counts.argsort(descending=True).tolist():
         if counts[kind] / total >= UNNOTICED:
             mean = (pixels[owners == kind].mean(0) * 255).round().int().tolist()
             told.append(f"{_hex(mean)} ({100 * counts[kind] / total:.0f} %)")
-    del kinds
     return f"Colours of the painting that no line of the table names: {', '.join(told)}." if told else ""
 
 
