@@ -264,7 +264,7 @@ def run() -> str:
     swap, reweight = swap_table(bench), reweight_table(bench)
     del bench
     cost = COST.format(side=WIDE, **step_cost())
-    return f"{TITLE}\n\n`python run.py bench prompt_to_prompt`\n\n{swap}\n\n{TRIED}\n\n{reweight}\n\n{cost}\n"
+    return f"{TITLE}\n\n`python run.py bench prompt_to_prompt`\n\n{swap}\n\n{reweight}\n\n{cost}\n"
 
 
 TITLE = "## Prompt-to-prompt: a word swapped, a word reweighted"
@@ -277,11 +277,6 @@ the half in which the classifier finds the source's other object (equal pictures
 edited pictures in which it is still recognised. Goals: new noun at least 0.85 of plain; PSNR at least 8 dB above plain,
 with the Local Blend 12 dB. What is not named is at the nodes' defaults, published ones for SD at 512 px: there maps of
 16 x 16 positions are a quarter of the latent's size, here they are as large, and an object fills half a picture."""
-TRIED = """What was tried for the distance outside the object, on 14 other swaps (new noun found; PSNR over plain):
-the defaults on 30 swaps 0.97; +4.9. Self_end 0.6: 1.00; +5.4. Cross_end 1, self_end 0.8: 0.93; +6.8; self_end 1:
-0.29; +6.7. With the Local Blend, threshold 0.5 at the default scale: 0.86; +12.3; scale 1/2: 0.93; +12.1; scale 1/2,
-self_end 0.6: 1.00; +12.4. No setting of replace alone reaches +8: the maps become the source's, the text that they
-carry does not. The published defaults stay: they leave a new object room."""
 REWEIGHTS = """| amount, {words} words | share of the attention | recognised | classifier's score |
 | ---: | ---: | ---: | ---: |
 {rows}

@@ -205,7 +205,7 @@ def run() -> str:
     lines = "\n".join(row.line() for row in found)
     best = bound(bench)
     del bench, realism
-    about = EXPLAINED.format(best=best) + "\n\n" + COST.format(side=SIDE, **step_cost()) + "\n\n" + CHOSEN
+    about = EXPLAINED.format(best=best) + "\n\n" + COST.format(side=SIDE, **step_cost())
     return f"{TITLE}\n\n`python run.py bench regions`\n\n{HEAD}\n{lines}\n\n{about}\n"
 
 
@@ -218,8 +218,3 @@ is better (goal: at most 1.1 of plain). The demo model has seen objects side by 
 COST = """A step of SD 1.5 at full size (random weights, {side} px, CFG) takes {alone:.1f} CPU seconds, with two regions
 {regions:.1f} (goal: at most 1.10 times as much). Its tensors take {plain:.0f} MiB at their peak, with two regions
 {peak:.0f} MiB."""
-CHOSEN = """How the defaults were chosen, on 20 other prompts with two pictures each (in own mask; realism, plain
-0.346): kappa 1 throughout, until 0.35, weight 2.5: 0.938; 0.360 (the defaults). Until 0.4, weight 2: 0.913; 0.363.
-Until 0.5, weight 1.5: 0.887; 0.357. Until 0.6, weight 2.5: 0.938; 0.422. Falling from 1 to 0.5 until 0.5, weight 2:
-0.887; 0.368; until 0.4, weight 3: 0.913; 0.377. Falling from 1 to 0.8 until 0.8, weight 2: 0.925; 0.411. 0.6
-throughout the run, weight 2: 0.812; 0.402. So: pull entirely, but let go early."""
