@@ -22,6 +22,9 @@ MODULES = (
     "prompt_to_prompt",
     "edit_direction",
     "cross_attention_guidance",
+    "inversion",
+    "null_text",
+    "trajectory",
 )
 
 

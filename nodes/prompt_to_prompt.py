@@ -14,7 +14,7 @@ from ..attention.maps import SCALES
 from .host.attention_hook import check_unet
 from .host.prompt_to_prompt import PairGuider
 from .host.schema import tolerant
-from .host.sockets import EditsSocket
+from .host.sockets import EditsSocket, TrajectorySocket
 from .host.widgets import PERCENT
 
 CATEGORY = "guided synthesis/attention"
@@ -208,9 +208,9 @@ class PromptToPromptGuider(io.ComfyNode):
             display_name="Prompt-to-Prompt Guider",
             category=CATEGORY,
             description=(
-                "Edits a generated picture by editing its prompt: samples the picture of the source prompt and that of "
-                "the target prompt together and lets the second take the layout of the first. For "
-                "SamplerCustomAdvanced, with any sampler; it returns both pictures, the source first."
+                "Edits a generated picture, or an inverted photo, by editing its prompt: samples the picture of the "
+                "source prompt and that of the target prompt together and lets the second take the layout of the "
+                "first. For SamplerCustomAdvanced, with any sampler; it returns both pictures, the source first."
             ),
             search_aliases=["prompt-to-prompt", "p2p", "edit", "word swap", "cross attention control"],
             inputs=[
@@ -234,6 +234,15 @@ class PromptToPromptGuider(io.ComfyNode):
                         "many, else refined."
                     ),
                 ),
+                TrajectorySocket.Input(
+                    "trajectory",
+                    optional=True,
+                    tooltip=(
+                        "Edits a photo: the trajectory from Invert, under the source prompt. The source is then the "
+                        "photo, exactly (direct inversion); null-texts in it replace the negative. With euler or ddim "
+                        "and the sigmas of the inversion; the noise connected to the sampler does not matter."
+                    ),
+                ),
             ],
             outputs=[
                 io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."),
@@ -242,12 +251,18 @@ class PromptToPromptGuider(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, source, target, negative, cfg, edits=()) -> io.NodeOutput:
+    def execute(cls, model, source, target, negative, cfg, edits=(), trajectory=None) -> io.NodeOutput:
         """Build the guider and tell which word stands for which."""
         check_unet(model)
         steps = tuple(edit for edit in edits or () if isinstance(edit, Edit))
         blends = [edit for edit in edits or () if isinstance(edit, LocalBlend)]
-        guider = PairGuider(model, source, target, negative, steps, blends[-1] if blends else None)
+        blend = blends[-1] if blends else None
+        if trajectory is not None and trajectory.null_text is not None and trajectory.cfg != cfg:
+            raise ValueError(
+                f"The null-texts in the trajectory are for cfg {trajectory.cfg:g}, but cfg is {cfg:g}. Set cfg to "
+                f"{trajectory.cfg:g}, or connect the trajectory of Invert, without null-texts."
+            )
+        guider = PairGuider(model, source, target, negative, steps, blend, trajectory)
         guider.set_cfg(cfg)
         return io.NodeOutput(guider, ui=ui.PreviewText("\n\n".join(map(_described, guider.pairs))))
 

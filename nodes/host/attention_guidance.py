@@ -10,7 +10,7 @@ steps spreads the same move over the schedule's step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from ...attention.guidance_loss import MapGuidance
 from ...attention.words import Prompt
 from .attention_hook import edit_attention
-from .gradients import calc_conds, checkpointed, differentiable, memory_advice
+from .gradients import calc_conds, checkpointed, control_networks, differentiable, memory_advice
 from .prompts import PROMPT_KEY
 
 KEY = "guided_synthesis_attention_guidance"
@@ -161,7 +161,7 @@ class _Guidance:
         with (
             memory_advice(OUT_OF_MEMORY),
             differentiable(),
-            checkpointed(model.diffusion_model, *_control_networks(positive)),
+            checkpointed(model.diffusion_model, *control_networks(positive)),
             self.maps.comparing(timestep.flatten()[0].item()),
         ):
             leaf = x.clone().requires_grad_()
@@ -175,16 +175,6 @@ def _part(callback: Callable | None, number: int) -> Callable | None:
     if callback is None:
         return None
     return lambda step, denoised, x, total: callback(number * total + step, denoised, x, 2 * total)
-
-
-def _control_networks(conds: list[dict]) -> Iterator[torch.nn.Module]:
-    for entry in conds:
-        control = entry.get("control")
-        while control is not None:
-            network = getattr(control, "control_model", None)
-            if isinstance(network, torch.nn.Module):
-                yield network
-            control = control.previous_controlnet
 
 
 def _input_gain(sampling: Any, sigma: Tensor) -> float:

@@ -24,7 +24,16 @@ from torch import Tensor
 
 from .plain_tensors import checkpointed, differentiable
 
-__all__ = ["calc_conds", "checkpointed", "decode", "decode_memory", "denoise", "differentiable", "encode"]
+__all__ = [
+    "calc_conds",
+    "checkpointed",
+    "control_networks",
+    "decode",
+    "decode_memory",
+    "denoise",
+    "differentiable",
+    "encode",
+]
 __all__ += ["encode_memory", "is_loaded", "load", "memory_advice"]
 
 # Memory for a pass forwards and backwards, against the host's figure for forwards alone, most of which is room for
@@ -121,6 +130,17 @@ def calc_conds(
     options = _with_plain_attention(model_options.get("transformer_options", {}))
     model_options = {**model_options, "transformer_options": options}
     return comfy.samplers.calc_cond_batch(base_model, conds, x, sigma, model_options)
+
+
+def control_networks(conds: list[dict]) -> Iterator[torch.nn.Module]:
+    """Yield the networks of the ControlNets of conditions that the host has prepared."""
+    for entry in conds:
+        control = entry.get("control")
+        while control is not None:
+            network = getattr(control, "control_model", None)
+            if isinstance(network, torch.nn.Module):
+                yield network
+            control = control.previous_controlnet
 
 
 def _output_range(vae: Any) -> tuple[float, float]:

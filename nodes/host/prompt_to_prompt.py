@@ -14,7 +14,11 @@ from torch import Tensor
 from ...attention.blend import Blender, LocalBlend, blended
 from ...attention.edits import REFINE, REPLACE, Edit, PromptToPrompt
 from ...attention.pairs import Halved, Pair
+from ...guidance.trajectory import Trajectory
 from .attention_hook import KEY, cross_attention_layers, edit_attention, progress_of, share_self_attention
+from .direct_inversion import keep_source
+from .inversion import noise_over
+from .null_text import prepared, scheduled, step_ranges
 from .prompts import PROMPT_KEY
 from .tied_noise import TiedNoise
 
@@ -24,7 +28,9 @@ Conditioning = list  # the host's: [[tensor, settings], ...]
 class PairGuider(comfy.samplers.CFGGuider):
     """Samples for each latent the source's picture and the target's, sources first, from the same noise.
 
-    One batch, one run of the user's sampler; noise that the sampler adds is the same for both.
+    One batch, one run of the user's sampler; noise that the sampler adds is the same for both. With a trajectory the
+    sources are the pictures that were inverted: sampling starts from their noise, whatever noise is given, and each
+    step leads them along it (direct inversion), with its null-texts as the negative if it has them.
     """
 
     def __init__(
@@ -35,9 +41,17 @@ class PairGuider(comfy.samplers.CFGGuider):
         negative: Conditioning,
         edits: tuple[Edit, ...],
         blend: LocalBlend | None,
+        trajectory: Trajectory | None = None,
     ) -> None:
-        """Take the MODEL, the conditions and the edits; raises ValueError for conditions or words that do not fit."""
+        """Take the MODEL, the conditions, the edits and the inverted pictures.
+
+        Raises ValueError for conditions, words or trajectories that do not fit.
+        """
         found = _prompts(source, target)
+        if trajectory is not None:
+            model = keep_source(model, trajectory)
+            negative = _fitted(negative, target, trajectory, model)
+        self._trajectory = trajectory
         self.pairs = _for_those_that_know_the_words(
             found, lambda pair: PromptToPrompt(pair, edits or (_usual(pair),))
         )
@@ -57,6 +71,9 @@ class PairGuider(comfy.samplers.CFGGuider):
     def sample(self, noise: Tensor, latent_image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Sample `noise` and `latent_image` (B, C, h, w) as sources and as targets: (2 B, C, h, w)."""
         source, target, negative = self._conditions
+        if self._trajectory is not None:
+            self._trajectory.check_shape(noise.shape)
+            noise = noise_over(self.model_patcher, self._trajectory, latent_image)
         count = noise.shape[0]
         self.set_conds([_paired(*both, count) for both in zip(source, target, strict=True)], negative)
         try:
@@ -104,6 +121,14 @@ def _patched(model: Any, pairs: list[PromptToPrompt], blender: Blender | None) -
     for editor in (*pairs, *([blender] if blender else [])):
         patched = edit_attention(patched, editor)
     return patched
+
+
+def _fitted(negative: Conditioning, target: Conditioning, trajectory: Trajectory, model: Any) -> Conditioning:
+    """Return the null-texts of `trajectory` with the settings of `negative`, or `negative` if there are none."""
+    if trajectory.null_text is None:
+        return negative
+    ranges = step_ranges(trajectory.sigmas, model.get_model_object("model_sampling"))
+    return scheduled(prepared(negative, target), trajectory.null_text, ranges)
 
 
 def _usual(pair: Pair) -> Edit:

@@ -32,6 +32,26 @@ ATTENTION = (
     "comfy.model_patcher.ModelPatcher.clone",
     "comfy.patcher_extension.WrappersMP.CALC_COND_BATCH",
 )
+INVERTING = (
+    *COMMON,
+    "comfy.model_patcher.ModelPatcher.add_wrapper_with_key",
+    "comfy.model_patcher.ModelPatcher.get_model_object",
+    "comfy.model_patcher.ModelPatcher.set_model_sampler_post_cfg_function",
+    "comfy.model_sampling.EPS",
+    "comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE",
+    "comfy.samplers.CFGGuider",
+    "comfy.samplers.KSAMPLER",
+    "comfy.utils.PROGRESS_BAR_ENABLED",
+    "latent_preview.prepare_callback",
+)
+FITTING = (  # null-texts
+    *INVERTING,
+    "comfy.conds.CONDCrossAttn",
+    "comfy.samplers.Sampler",
+    "comfy.samplers.calc_cond_batch",
+    "comfy.samplers.cfg_function",
+    "comfy.utils.repeat_to_batch_size",
+)
 NEEDED = {
     "painting_guide": (*COMMON, *DECODING, *RESTARTING),
     "low_pass_guide": (*COMMON, *DECODING, *RESTARTING),
@@ -43,7 +63,24 @@ NEEDED = {
     ),
     "attention_regions": ATTENTION,
     "attention_maps": (*ATTENTION, "comfy.patcher_extension.WrappersMP.OUTER_SAMPLE"),
-    "prompt_to_prompt": (*ATTENTION, "comfy.samplers.CFGGuider", "comfy_api.latest.ui.PreviewText"),
+    "prompt_to_prompt": (*ATTENTION, *FITTING, "comfy_api.latest.ui.PreviewText"),
+    "inversion": (*INVERTING, "comfy_api.latest.ui.PreviewImage", "comfy_api.latest.ui.PreviewText"),
+    "null_text": (
+        *FITTING,
+        "comfy.ldm.modules.attention.attention_pytorch",
+        "comfy_api.latest.ui.PreviewImage",
+    ),
+    "trajectory": (
+        *COMMON,
+        *DECODING,
+        "comfy.cli_args.args",
+        "comfy.utils.ProgressBar",
+        "comfy_api.latest.ui.PreviewText",
+        "folder_paths.annotated_filepath",
+        "folder_paths.get_input_directory",
+        "folder_paths.get_output_directory",
+        "folder_paths.get_save_image_path",
+    ),
     "edit_direction": (
         "comfy.sd.CLIP.tokenize",
         "comfy.sd.CLIP.encode_from_tokens_scheduled",
