@@ -94,13 +94,13 @@ def belm(slope: Slope, clean: Tensor, sigmas: Tensor, report: Report) -> Inverte
 def belm_sample(slope: Slope, noisy: Tensor, second: Tensor | None, sigmas: Tensor, report: Report) -> Tensor:
     """Sample from `noisy` at sigmas[0] and `second` at sigmas[1], (B, C, h, w); returns float64 at the last sigma.
 
-    Without `second` the first step is Euler's.
+    Without `second` the first step is Euler's. Steps that call the slope are reported.
     """
     sigmas, above = sigmas.double(), noisy.double()
     if second is None:
         second = above + (sigmas[1] - sigmas[0]) * _exact(slope, above, sigmas[0])
+        report(0, second)
     x = second.double()
-    report(0, x)
     for step in range(1, len(sigmas) - 1):
         up, down = sigmas[step - 1] - sigmas[step], sigmas[step] - sigmas[step + 1]
         above, x = x, _leap(above, x, _exact(slope, x, sigmas[step]), -up, -down)

@@ -81,6 +81,8 @@ def _described(sigmas: Tensor) -> str:
 
 
 def _sized(shape: torch.Size) -> str:
-    """Return the size of latents (B, C, h, w) in words."""
+    """Return the size of latents (B, C, h, w) in words, or their shape if it is another."""
+    if len(shape) != 4:
+        return f"of the shape {tuple(shape)}"
     count, channels, height, width = shape
     return f"{count} x {width}x{height} cells of {channels} channels"

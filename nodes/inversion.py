@@ -144,7 +144,7 @@ def _described(trajectory: Trajectory, tolerance: float) -> str:
     if trajectory.method == DDIM:
         said.append("ddim does not measure its error; implicit does.")
     if trajectory.method == IMPLICIT:
-        unsolved = (trajectory.residuals > tolerance).any(1)
+        unsolved = (~(trajectory.residuals <= tolerance)).any(1)
         said.append(f"Worst error of a step: {trajectory.residuals.max():.2g}.")
         if unsolved.any():
             said.append(

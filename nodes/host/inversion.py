@@ -55,8 +55,8 @@ def invert(
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative or positive)
     guider.set_cfg(cfg)
-    nothing = torch.zeros_like(latent)
-    guider.sample(nothing, latent, run.sampler(), sigmas, callback=report, disable_pbar=True)
+    latent = latent.float()  # the host would scale it in its own precision
+    guider.sample(torch.zeros_like(latent), latent, run.sampler(), sigmas, callback=report, disable_pbar=True)
     return Trajectory(
         sigmas.detach().float().cpu().clone(),
         run.found.latents.cpu(),

@@ -9,7 +9,16 @@ from pathlib import Path
 from tiny_sd.host_model import open_host
 
 HERE = Path(__file__).parent
-NAMES = ("painting", "cost", "regions", "attention_maps", "prompt_to_prompt", "pix2pix_zero")
+NAMES = (
+    "painting",
+    "cost",
+    "regions",
+    "attention_maps",
+    "prompt_to_prompt",
+    "pix2pix_zero",
+    "inversion",
+    "photo_edit",
+)
 
 
 def replace_section(text: str, name: str, body: str) -> str:
