@@ -58,7 +58,9 @@ def _step(residual: Tensor, steps: deque[tuple[Tensor, Tensor]]) -> Tensor:
     dx, dr = (_exact(torch.stack([pair[part] for pair in steps], -1)).flatten(1, -2) for part in (0, 1))
     r = _exact(residual).flatten(1).unsqueeze(-1)  # (B, N, 1); dx and dr: (B, N, depth)
     gram = dr.mT @ dr
-    ridge = RIDGE * gram.diagonal(dim1=-2, dim2=-1).mean(-1) + 1e-30  # a solved problem moves no more: gram is 0
+    ridge = (
+        RIDGE * gram.diagonal(dim1=-2, dim2=-1).mean(-1) + 1e-30
+    )  # a solved problem moves no more: gram is 0
     gram = gram + ridge[:, None, None] * torch.eye(gram.shape[-1], dtype=gram.dtype)
     weights = torch.linalg.solve(gram, dr.mT @ r)
     return (r - (dx + dr) @ weights).squeeze(-1).to(residual).view_as(residual)
