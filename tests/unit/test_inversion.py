@@ -236,3 +236,12 @@ def test_eulers_step_with_the_target_s_estimate_ends_at_the_target(name):
         denoised = euler_target(x, sigma, following, target)
         assert torch.allclose(x + (following - sigma) * (x - denoised) / sigma, target, atol=1e-9)
     assert torch.allclose(denoised, target)  # a last step to 0 goes to the estimate itself
+
+
+def test_a_straight_path_takes_implicit_one_call_a_step_after_the_first():
+    """The slope at the end of one step is the guess of the next."""
+    clean, sigmas = random(2, 2, 2, 3), schedule("geometric")
+    noise = random(2, 2, 2, 3, seed=9)
+    found = implicit(lambda x, sigma: noise, clean, sigmas, quiet, 1e-9, 20)
+    assert found.calls == len(sigmas) - 1 + 1
+    assert torch.allclose(found.latents[0], clean + sigmas[0] * noise)
