@@ -52,9 +52,7 @@ def invert(
         BELM: belm,
     }
     run = _Upwards(methods[method])
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(positive, negative or positive)
-    guider.set_cfg(cfg)
+    guider = _guider(model, positive, negative, cfg)
     latent = latent.float()  # the host would scale it in its own precision
     guider.sample(torch.zeros_like(latent), latent, run.sampler(), sigmas, callback=report, disable_pbar=True)
     return Trajectory(
@@ -67,6 +65,22 @@ def invert(
         fingerprint(model),
         _text(positive),
     )
+
+
+def round_trip(
+    model: Any, positive: list, negative: list | None, trajectory: Trajectory, report: Report
+) -> Tensor:
+    """Sample from the start of `trajectory` with euler and return by how much each picture is missed, (B,), rms.
+
+    In the model's latent space, where pictures have a standard deviation of about 1. One model call a step.
+    """
+    guider = _guider(model, positive, negative, trajectory.cfg)
+    start = model.model.process_latent_out(trajectory.latents[0].float())
+    euler = comfy.samplers.sampler_object("euler")
+    nothing, sigmas = torch.zeros_like(start), trajectory.sigmas
+    back = guider.sample(nothing, start, euler, sigmas, callback=report, disable_pbar=True)
+    missed = model.model.process_latent_in(back) - trajectory.latents[-1]
+    return missed.square().mean((1, 2, 3)).sqrt()
 
 
 class InvertedNoise:
@@ -177,6 +191,13 @@ class _Upwards:
             lambda step, x: denoiser.report(last - step, x),
         )
         return self.found.latents[0].to(x)
+
+
+def _guider(model: Any, positive: list, negative: list | None, cfg: float) -> Any:
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative or positive)
+    guider.set_cfg(cfg)
+    return guider
 
 
 def _check(model: Any, sigmas: Tensor, latent: Tensor, method: str) -> None:

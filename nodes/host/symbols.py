@@ -41,6 +41,7 @@ INVERTING = (
     "comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE",
     "comfy.samplers.CFGGuider",
     "comfy.samplers.KSAMPLER",
+    "comfy.samplers.sampler_object",
     "comfy.utils.PROGRESS_BAR_ENABLED",
     "latent_preview.prepare_callback",
 )

@@ -73,7 +73,9 @@ def test_every_shipped_graph_makes_its_pictures(name: str, talk, object_info: di
     for file in result.files:
         assert file.name.startswith(name)
         picture = pixels(file.read_bytes())
-        assert picture.shape == (128, 128, 3)
+        assert all(
+            side % 128 == 0 for side in picture.shape[:2]
+        )  # 128 px; strips and larger pictures are multiples
         assert picture.std() > 10  # a flat or black picture has none
 
 
