@@ -74,7 +74,7 @@ class Invert(io.ComfyNode):
                     options=[DDIM, IMPLICIT, BELM],
                     default=IMPLICIT,
                     tooltip="ddim: one model call a step, with an error. implicit: solves each step, so that euler "
-                    "gives the photo back; two to five calls a step, and one more to check unless cfg is 1. o-belm: "
+                    "gives the photo back; two to five calls a step, and one more to check. o-belm: "
                     "one call a step and exact, with the BELM Sampler only.",
                 ),
                 io.Float.Input(
@@ -124,7 +124,7 @@ class Invert(io.ComfyNode):
         cls, model, positive, cfg, sigmas, latent, method, tolerance, max_iterations, negative=None
     ) -> io.NodeOutput:
         """Invert, and show how well it went."""
-        steps, checked = len(sigmas) - 1, method == IMPLICIT and cfg != 1
+        steps, checked = len(sigmas) - 1, method == IMPLICIT
         progress, samples = Progress(model, steps * (1 + checked)), latent["samples"]
         trajectory = invert(
             model,
@@ -172,8 +172,8 @@ def _described(trajectory: Trajectory, tolerance: float, missed: Tensor | None =
         said.append(f"Sampled again ({steps} more calls) it misses the photo by {_listed(missed, '.2g')}.")
         if not bool((missed <= SEEN).all()):
             said.append(
-                f"THE PHOTO WILL NOT COME BACK (more than {SEEN:g}): at this cfg sampling magnifies small errors. "
-                "Lower cfg, or use Direct Inversion."
+                f"THE PHOTO WILL NOT COME BACK (more than {SEEN:g}): here sampling magnifies small errors. "
+                "Lower tolerance or cfg, or use Direct Inversion."
             )
     said.append(f"Standard deviation of the noise: {_listed(spread, '.2f')} (pure noise: 1).")
     return " ".join(said)

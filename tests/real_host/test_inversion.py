@@ -243,7 +243,7 @@ def test_steps_that_were_not_solved_are_reported_and_solved_ones_are_not(node, h
     assert "does not measure its error" in said(run(node, host, tiny[0], photos, "ddim"))
 
 
-def test_what_a_round_trip_misses_is_told_unless_cfg_is_1(node, host, tiny, photos):
+def test_what_a_round_trip_of_implicit_misses_is_told(node, host, tiny, photos):
     """The host's own sampling from the noise, measured here, too."""
     out = run(node, host, tiny[0], photos, cfg=7.5, max_iterations=2)
     back = rebuilt(host, tiny[0], photos, out.args[2], cfg=7.5)
@@ -255,8 +255,8 @@ def test_what_a_round_trip_misses_is_told_unless_cfg_is_1(node, host, tiny, phot
     assert "THE PHOTO WILL NOT COME BACK" in said(out) and missed.max() > 0.1
     exact = run(node, host, tiny[0], first(photos, 1), cfg=3.0, tolerance=1e-5, max_iterations=40)
     assert "Sampled again" in said(exact) and "WILL NOT COME BACK" not in said(exact)
-    for method, cfg in (("implicit", 1.0), ("ddim", 7.5), ("o-belm", 7.5)):
-        assert "Sampled again" not in said(run(node, host, tiny[0], photos, method, cfg=cfg))
+    for method in ("ddim", "o-belm"):
+        assert "Sampled again" not in said(run(node, host, tiny[0], photos, method, cfg=7.5))
 
 
 def test_a_batch_of_two_is_each_photo_alone(node, host, tiny, photos):
@@ -277,12 +277,12 @@ def test_the_model_is_called_as_often_as_the_node_says(node, host, tiny, photos,
     ):
         model, inputs = counted(tiny[0])
         path = inverted(node, host, model, photos, method, cfg=cfg, **widgets)
-        checks = STEPS if widgets and cfg != 1 else 0
+        checks = STEPS if widgets else 0
         assert path.calls == len(inputs) - checks == (3 * STEPS if widgets else STEPS)
         assert all(len(x) == (2 if cfg == 1 else 4) for x in inputs)
         inputs.clear()
     loose = inverted(node, host, model, photos, tolerance=0.1, cfg=1.0)
-    assert loose.calls == len(inputs) < 3 * STEPS
+    assert loose.calls == len(inputs) - STEPS < 3 * STEPS
 
 
 @pytest.mark.parametrize("cfg", [1.0, 7.5])
@@ -501,7 +501,8 @@ def test_a_guide_of_this_pack_does_not_cut_the_inversions_schedule(node, host, t
     (plain, calls), (model, guided_calls) = counted(tiny[0]), counted(guided)
     expected = inverted(node, host, plain, photos, method, cfg=3.0)
     found = inverted(node, host, model, photos, method, cfg=3.0)
-    assert len(calls) == len(guided_calls) == found.calls == expected.calls
+    checks = STEPS if method == "implicit" else 0
+    assert len(calls) == len(guided_calls) == found.calls + checks == expected.calls + checks
     assert torch.equal(found.latents, expected.latents)
 
 
