@@ -77,7 +77,7 @@ def round_trip(
     guider = _guider(model, positive, negative, trajectory.cfg)
     start = model.model.process_latent_out(trajectory.latents[0].float())
     euler = comfy.samplers.sampler_object("euler")
-    euler.guides_its_passes = True  # what is asked is whether the noise is the photo's, not what a guide makes of it
+    euler.guides_its_passes = True  # asked is whether the noise is the photo's, not what a guide makes of it
     nothing, sigmas = torch.zeros_like(start), trajectory.sigmas
     back = guider.sample(nothing, start, euler, sigmas, callback=report, disable_pbar=True)
     missed = model.model.process_latent_in(back) - trajectory.latents[-1]
