@@ -165,7 +165,7 @@ def _described(trajectory: Trajectory, tolerance: float, missed: Tensor | None =
         said.append(f"Worst error of a step: {trajectory.residuals.max():.2g}.")
         if unsolved.any():
             said.append(
-                f"NOT SOLVED to {tolerance:g}: {int(unsolved.sum())} steps, so the photo will come back with errors. "
+                f"NOT SOLVED to {tolerance:g}: {int(unsolved.sum())} steps, so the photo may come back with errors. "
                 "Raise max_iterations or steps, or lower cfg."
             )
     if missed is not None:
