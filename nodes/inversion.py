@@ -14,7 +14,7 @@ from torch import Tensor
 from ..guidance.inversion import BELM, DDIM, IMPLICIT
 from ..guidance.trajectory import Trajectory
 from .host.direct_inversion import keep_source
-from .host.inversion import InvertedNoise, belm_sampler, invert, round_trip
+from .host.inversion import InvertedNoise, belm_sampler, invert, round_trip, tolerance_problem
 from .host.plots import curve
 from .host.sampling import Progress
 from .host.schema import tolerant
@@ -47,77 +47,14 @@ class Invert(io.ComfyNode):
                 "noise of image",
                 "renoise",
             ],
-            inputs=[
-                io.Model.Input("model", tooltip="SD 1.x, SD 2.x or SDXL; LoRAs and other patches count."),
-                io.Conditioning.Input(
-                    "positive", tooltip="What the photo shows, in your words: the source prompt."
-                ),
-                io.Conditioning.Input(
-                    "negative", optional=True, tooltip="The negative prompt; at cfg 1 it is not needed."
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=1.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="Guidance scale that the noise is for. 1: for null-text optimisation, direct inversion and "
-                    "editing in general. To rebuild the photo at another cfg, set that and choose implicit.",
-                ),
-                io.Sigmas.Input(
-                    "sigmas",
-                    tooltip="The schedule as sampling uses it (from Basic Scheduler, denoise 1), not flipped.",
-                ),
-                io.Latent.Input("latent", tooltip="The photo, from VAE Encode."),
-                io.Combo.Input(
-                    "method",
-                    options=[DDIM, IMPLICIT, BELM],
-                    default=IMPLICIT,
-                    tooltip="ddim: one model call a step, with an error. implicit: solves each step, so that euler "
-                    "gives the photo back; two to five calls a step, and one more to check. o-belm: "
-                    "one call a step and exact, with the BELM Sampler only.",
-                ),
-                io.Float.Input(
-                    "tolerance",
-                    default=0.0003,
-                    min=0.0,
-                    max=1.0,
-                    step=0.0001,
-                    round=0.0000001,
-                    tooltip="implicit: a step is solved when its error (root mean square, latents are about 1) is "
-                    "below this.",
-                ),
-                io.Int.Input(
-                    "max_iterations",
-                    default=10,
-                    min=1,
-                    max=100,
-                    tooltip="implicit: model calls that a step takes at most. The plot shows the steps that were "
-                    "not solved by then.",
-                ),
-            ],
-            outputs=[
-                io.Latent.Output(
-                    display_name="latent",
-                    tooltip="The noise as a latent: for KSampler (Advanced) with add_noise disabled.",
-                ),
-                io.Noise.Output(
-                    display_name="noise",
-                    tooltip="The noise for SamplerCustomAdvanced, with the photo's latent or an empty one of its size.",
-                ),
-                TrajectorySocket.Output(
-                    display_name="trajectory",
-                    tooltip="The noisy latents of all steps, for the nodes of this group.",
-                ),
-            ],
+            inputs=_inputs(),
+            outputs=_outputs(),
         )
 
     @classmethod
     def validate_inputs(cls, tolerance: float | None = None) -> bool | str:
         """Refuse a tolerance of 0 before anything runs."""
-        if tolerance is None or tolerance > 0:
-            return True
-        return "tolerance is 0, which no solver reaches. Choose more than 0, 0.0003 for example."
+        return tolerance_problem(tolerance) or True
 
     @classmethod
     def execute(
@@ -148,6 +85,73 @@ class Invert(io.ComfyNode):
         plot = curve(trajectory.residuals, f"{method}: error of each step", "error (rms)", "sampling step")
         shown = ui.PreviewImage(plot, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
         return io.NodeOutput(noisy, InvertedNoise(model, trajectory), trajectory, ui=shown)
+
+
+def _inputs() -> list[io.Input]:
+    return [
+        io.Model.Input("model", tooltip="SD 1.x, SD 2.x or SDXL; LoRAs and other patches count."),
+        io.Conditioning.Input("positive", tooltip="What the photo shows, in your words: the source prompt."),
+        io.Conditioning.Input(
+            "negative", optional=True, tooltip="The negative prompt; at cfg 1 it is not needed."
+        ),
+        io.Float.Input(
+            "cfg",
+            default=1.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            tooltip="Guidance scale that the noise is for. 1: for null-text optimisation, direct inversion and "
+            "editing in general. To rebuild the photo at another cfg, set that and choose implicit.",
+        ),
+        io.Sigmas.Input(
+            "sigmas",
+            tooltip="The schedule as sampling uses it (from Basic Scheduler, denoise 1), not flipped.",
+        ),
+        io.Latent.Input("latent", tooltip="The photo, from VAE Encode."),
+        io.Combo.Input(
+            "method",
+            options=[DDIM, IMPLICIT, BELM],
+            default=IMPLICIT,
+            tooltip="ddim: one model call a step, with an error. implicit: solves each step, so that euler "
+            "gives the photo back; two to five calls a step, and one more to check. o-belm: "
+            "one call a step and exact, with the BELM Sampler only.",
+        ),
+        io.Float.Input(
+            "tolerance",
+            default=0.0003,
+            min=0.0,
+            max=1.0,
+            step=0.0001,
+            round=0.0000001,
+            tooltip="implicit: a step is solved when its error (root mean square, latents are about 1) is "
+            "below this.",
+        ),
+        io.Int.Input(
+            "max_iterations",
+            default=10,
+            min=1,
+            max=100,
+            tooltip="implicit: model calls that a step takes at most. The plot shows the steps that were "
+            "not solved by then.",
+        ),
+    ]
+
+
+def _outputs() -> list[io.Output]:
+    return [
+        io.Latent.Output(
+            display_name="latent",
+            tooltip="The noise as a latent: for KSampler (Advanced) with add_noise disabled.",
+        ),
+        io.Noise.Output(
+            display_name="noise",
+            tooltip="The noise for SamplerCustomAdvanced, with the photo's latent or an empty one of its size.",
+        ),
+        TrajectorySocket.Output(
+            display_name="trajectory",
+            tooltip="The noisy latents of all steps, for the nodes of this group.",
+        ),
+    ]
 
 
 def _described(trajectory: Trajectory, tolerance: float, missed: Tensor | None = None) -> str:

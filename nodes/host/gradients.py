@@ -24,17 +24,8 @@ from torch import Tensor
 
 from .plain_tensors import checkpointed, differentiable
 
-__all__ = [
-    "calc_conds",
-    "checkpointed",
-    "control_networks",
-    "decode",
-    "decode_memory",
-    "denoise",
-    "differentiable",
-    "encode",
-]
-__all__ += ["encode_memory", "is_loaded", "load", "memory_advice"]
+__all__ = ["calc_conds", "checkpointed", "control_networks", "decode", "decode_memory", "denoise"]
+__all__ += ["differentiable", "encode", "encode_memory", "is_loaded", "load", "memory_advice"]
 
 # Memory for a pass forwards and backwards, against the host's figure for forwards alone, most of which is room for
 # kernels. Measured on the SD VAE: the tensors of a plain decode take 0.3 of that figure, with the backward pass 1.0,

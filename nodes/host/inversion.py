@@ -37,15 +37,13 @@ def invert(
 
     `tolerance` and `most_calls` are the implicit method's. Raises ValueError for what cannot be inverted.
     """
-    _check(model, sigmas, latent, method)
+    _check(model, sigmas, latent)
     if negative is None and cfg != 1:
         raise ValueError(
             f"cfg is {cfg:g}, so there must be a negative prompt: connect negative, or set cfg to 1."
         )
-    if not tolerance > 0:
-        raise ValueError(
-            f"tolerance is {tolerance:g}, which no solver reaches. Choose more than 0, 0.0003 for example."
-        )
+    if problem := tolerance_problem(tolerance):
+        raise ValueError(problem)
     methods: dict[str, Callable[..., Inverted]] = {
         DDIM: ddim,
         IMPLICIT: partial(implicit, tolerance=tolerance, most_calls=most_calls),
@@ -65,6 +63,13 @@ def invert(
         fingerprint(model),
         _text(positive),
     )
+
+
+def tolerance_problem(tolerance: float | None) -> str | None:
+    """Return the sentence for a tolerance that is not above 0, or None (also if a linked input is not known yet)."""
+    if tolerance is None or tolerance > 0:
+        return None
+    return f"tolerance is {tolerance:g}, which no solver reaches. Choose more than 0, 0.0003 for example."
 
 
 def round_trip(
@@ -201,7 +206,7 @@ def _guider(model: Any, positive: list, negative: list | None, cfg: float) -> An
     return guider
 
 
-def _check(model: Any, sigmas: Tensor, latent: Tensor, method: str) -> None:
+def _check(model: Any, sigmas: Tensor, latent: Tensor) -> None:
     """Raise ValueError for a model, schedule or latent that cannot be inverted."""
     sampling = model.get_model_object("model_sampling")
     if not isinstance(sampling, comfy.model_sampling.EPS):
@@ -209,7 +214,7 @@ def _check(model: Any, sigmas: Tensor, latent: Tensor, method: str) -> None:
             f"The model ({type(model.model).__name__}) mixes picture and noise in another way than Stable Diffusion. "
             "Connect an SD 1.x, SD 2.x or SDXL model."
         )
-    _check_schedule(sigmas, method)
+    _check_schedule(sigmas)
     channels = model.get_model_object("latent_format").latent_channels
     if latent.ndim != 4 or latent.shape[1] != channels:
         raise ValueError(
@@ -222,7 +227,7 @@ def _check(model: Any, sigmas: Tensor, latent: Tensor, method: str) -> None:
         )
 
 
-def _check_schedule(sigmas: Tensor, method: str) -> None:
+def _check_schedule(sigmas: Tensor) -> None:
     """Raise ValueError unless `sigmas` fall from pure noise to 0."""
     if len(sigmas) < 3:
         raise ValueError(

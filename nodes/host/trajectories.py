@@ -11,8 +11,8 @@ from torch import Tensor
 from ...guidance.trajectory import Trajectory
 
 STEPPING = (
-    "sample_euler",
-)  # the host's euler and ddim: one model call a step, no noise, no memory of earlier steps
+    "sample_euler"  # of the host's euler and ddim: one call a step, no noise, no memory of earlier steps
+)
 PROBED = ("out.2.weight", "input_blocks.0.0.weight", "time_embed.0.weight")  # no LoRA changes them as a rule
 
 
@@ -45,7 +45,7 @@ def check_sampler(sampler: Any) -> None:
     """Raise ValueError unless SAMPLER takes Euler's steps without fresh noise, as the inversion does."""
     name = getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__)
     churn = getattr(sampler, "extra_options", {}).get("s_churn", 0.0)
-    if name in STEPPING and not churn:
+    if name == STEPPING and not churn:
         return
     name = name.removeprefix("sample_") + (f" with s_churn {churn:g}" if churn else "")
     raise ValueError(
