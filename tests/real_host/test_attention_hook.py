@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from guided_synthesis.attention.maps import SCALES, STAGES
+from real_host.models import control_net
 from real_host.sampling import SEED, STEPS, conditioning, empty_latent, sample
 
 TEXT = "a photo of a fox and an apple in the snow"
@@ -306,57 +307,19 @@ def test_guiders_of_three_conditions_edit_the_one_that_carries_the_prompt(host, 
     assert near(found, run(by_hand(tiny[0], louder, place))) and not near(found, run(tiny[0]))
 
 
-def control_net(host, tiny):
-    """A ControlNet of the demo model's shape with random weights."""
-    import comfy.cldm.cldm
-    import comfy.controlnet
-
-    config = dict(tiny[0].model.model_config.unet_config) | {"hint_channels": 3}
-    config.pop("out_channels")
-    config.pop("transformer_depth_output", None)
-    config |= {"operations": host.comfy.ops.disable_weight_init, "dtype": torch.float32}
-    with torch.inference_mode():
-        network = comfy.cldm.cldm.ControlNet(**config)
-        for index, parameter in enumerate(network.parameters()):
-            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
-            parameter.data = noise * 0.5 / max(1, parameter[0].numel()) ** 0.5
-    return comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"), manual_cast_dtype=None)
-
-
 def test_a_control_net_in_the_graph_acts_as_before_and_is_not_edited(host, hook, tiny, marked):
     positive, prompt = marked()
     hint = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(0))
     negative = conditioning(tiny[1], "")
     with torch.inference_mode():
         texts, _ = host.nodes.ControlNetApplyAdvanced().apply_controlnet(
-            positive, negative, control_net(host, tiny), hint, 1.0, 0.0, 1.0
+            positive, negative, control_net(host, tiny[0]), hint, 1.0, 0.0, 1.0
         )
     editor = Editor(prompt, louder)
     found = sample(host, hook.edit_attention(tiny[0], editor), tiny[1], positive=texts)
     assert near(found, sample(host, by_hand(tiny[0], louder), tiny[1], positive=texts))
     assert not near(found, sample(host, by_hand(tiny[0], louder), tiny[1], positive=positive))
     assert len(editor.calls) == len(LAYERS) * STEPS
-
-
-@pytest.fixture(scope="module")
-def xl(host):
-    """Return a MODEL of SDXL's class, with random weights and tiny widths."""
-    from full_size.models import SDXL, random_state
-
-    config = SDXL | {
-        "model_channels": 64,
-        "num_res_blocks": [1, 1, 1],
-        "transformer_depth": [0, 1, 2],
-        "transformer_depth_output": [0, 0, 1, 1, 2, 2],
-        "transformer_depth_middle": 2,
-        "context_dim": 64,
-        "adm_in_channels": 64 + 6 * 256,  # the demo model's pooled text, and the sizes
-    }
-    with torch.inference_mode():
-        base = host.comfy.supported_models.SDXL(config).get_model({}, device=torch.device("cpu"))
-        base.diffusion_model.load_state_dict(random_state(base.diffusion_model, torch.float32))
-        base.diffusion_model.eval()
-    return host.comfy.model_patcher.ModelPatcher(base, torch.device("cpu"), torch.device("cpu"))
 
 
 def test_sdxl_is_edited_as_written_out(host, hook, tiny, marked, xl):

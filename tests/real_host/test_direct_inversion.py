@@ -7,15 +7,14 @@ import pytest
 import torch
 
 from guided_synthesis.guidance.trajectory import Trajectory
-from real_host import test_prompt_to_prompt
+from real_host.models import as_v_prediction
 from real_host.sampling import SEED, conditioning, empty_latent, sample, scene_painting
-from real_host.test_inversion import as_half, as_v_prediction, counted, levels, of_sdxl, rms, run, sampled
+from real_host.test_inversion import as_half, counted, levels, of_sdxl, rms, run, sampled
 from tiny_sd import data
 from tiny_sd.world import draw, make_spec
 
 CFG, STEPS, SCHEDULER = 7.5, 10, "karras"
 WRONG = "a photo of a panda on a beach"
-xl = test_prompt_to_prompt.xl  # the fixture: a tiny model of SDXL's class
 
 
 @pytest.fixture(scope="module")

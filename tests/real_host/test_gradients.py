@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch.nn.functional import mse_loss
 
+from real_host.models import as_v_prediction
+
 SIGMA = 3.0
 
 
@@ -153,13 +155,7 @@ def test_the_gradient_through_the_diffusion_model_agrees_with_finite_differences
 
 
 def test_the_gradient_of_a_v_prediction_model_agrees_with_finite_differences(host, gradients, tiny, text):
-    sampling = host.comfy.model_sampling
-
-    class VPrediction(sampling.ModelSamplingDiscrete, sampling.V_PREDICTION):
-        pass
-
-    model = tiny[0].clone()
-    model.add_object_patch("model_sampling", VPrediction(tiny[0].model.model_config))
+    model = as_v_prediction(host, tiny[0])
     x = SIGMA * _noise(1, 4, 16, 16)
     found = _gradient_of_denoise(gradients, model, x, text, "x")
     context = text.clone().double()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from guided_synthesis.guidance.trajectory import Trajectory
-from real_host import test_prompt_to_prompt
+from real_host.models import as_v_prediction
 from real_host.sampling import SEED, conditioning, empty_latent, sample, scene_painting
 from tiny_sd import data
 from tiny_sd.world import draw, make_spec
@@ -17,7 +17,6 @@ STEPS, SCHEDULER = 10, "karras"
 SCENES = (200, 206)
 METHODS = ("ddim", "implicit", "o-belm")
 FINE = {"tolerance": 1e-4, "max_iterations": 20}
-xl = test_prompt_to_prompt.xl  # the fixture: a tiny model of SDXL's class
 
 
 @pytest.fixture(scope="module")
@@ -117,18 +116,6 @@ def counted(model):
 def rms(x):
     """Root mean square of each picture, (B,)."""
     return x.double().flatten(1).square().mean(1).sqrt()
-
-
-def as_v_prediction(host, model):
-    """`model` whose output is taken for a velocity: no pictures, but the arithmetic of SD 2.x at 768 px."""
-    sampling = host.comfy.model_sampling
-
-    class VPrediction(sampling.ModelSamplingDiscrete, sampling.V_PREDICTION):
-        pass
-
-    patched = model.clone()
-    patched.add_object_patch("model_sampling", VPrediction(model.model.model_config))
-    return patched
 
 
 def as_half(host, model, dtype):

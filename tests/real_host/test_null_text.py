@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from guided_synthesis.guidance.trajectory import Trajectory
+from real_host.models import as_v_prediction, control_net
 from real_host.sampling import SEED, conditioning, scene_painting
 from tiny_sd import data
 from tiny_sd.world import draw, make_spec
@@ -276,16 +277,17 @@ def test_other_settings_of_the_negative_stay_and_its_times_and_words_go(tiny, no
 
 
 @pytest.mark.parametrize("both", [False, True])
-def test_a_control_net_acts_in_the_search_as_in_the_sampler(host, tiny, node, photos, control_net, both):
+def test_a_control_net_acts_in_the_search_as_in_the_sampler(host, tiny, node, photos, both):
     """Given to both prompts, or to the positive alone, from where the host gives it to the negative."""
     positive, negative = [[photos.positive[0][0][:1], {}]], photos.negative
     hint = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(0))
+    net = control_net(host, tiny[0], 0.1)
     with torch.inference_mode():
         if both:
             apply = host.nodes.ControlNetApplyAdvanced().apply_controlnet
-            positive, negative = apply(positive, negative, control_net, hint, 1.0, 0.0, 1.0)
+            positive, negative = apply(positive, negative, net, hint, 1.0, 0.0, 1.0)
         else:
-            positive = host.nodes.ControlNetApply().apply_controlnet(positive, control_net, hint, 1.0)[0]
+            positive = host.nodes.ControlNetApply().apply_controlnet(positive, net, hint, 1.0)[0]
     one = first(photos.trajectory)
     entries, found, _ = optimised(node, tiny[0], photos, one, positive=positive, negative=negative)
     latents = rebuilt(host, tiny[0], one, positive, entries)
@@ -293,25 +295,7 @@ def test_a_control_net_acts_in_the_search_as_in_the_sampler(host, tiny, node, ph
     bare = [[text, {k: v for k, v in settings.items() if "control" not in k}] for text, settings in entries]
     without = rebuilt(host, tiny[0], one, photos.positive, bare)
     assert not torch.allclose(without, latents, atol=0.1)
-    assert not any("forward" in vars(module) for module in control_net.control_model.modules())
-
-
-@pytest.fixture(scope="module")
-def control_net(host, tiny):
-    """Return a ControlNet of the demo model's shape with random weights."""
-    import comfy.cldm.cldm
-    import comfy.controlnet
-
-    config = dict(tiny[0].model.model_config.unet_config) | {"hint_channels": 3}
-    config.pop("out_channels")
-    config.pop("transformer_depth_output", None)
-    config |= {"operations": host.comfy.ops.disable_weight_init, "dtype": torch.float32}
-    with torch.inference_mode():
-        network = comfy.cldm.cldm.ControlNet(**config)
-        for index, parameter in enumerate(network.parameters()):
-            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
-            parameter.data = noise * 0.1 / max(1, parameter[0].numel()) ** 0.5
-    return comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"), manual_cast_dtype=None)
+    assert not any("forward" in vars(module) for module in net.control_model.modules())
 
 
 def test_what_patches_do_to_weights_and_guidance_acts_in_the_search(host, tiny, node, photos):
@@ -368,36 +352,9 @@ def test_sdxl_keeps_its_pooled_text_and_sizes(host, node, photos, xl):
     assert torch.allclose(error(latents, trajectory).sqrt(), found.residuals[-1], rtol=1e-2, atol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def xl(host):
-    """Return a MODEL of SDXL's class, with random weights and tiny widths."""
-    from full_size.models import SDXL, random_state
-
-    config = SDXL | {
-        "model_channels": 64,
-        "num_res_blocks": [1, 1, 1],
-        "transformer_depth": [0, 1, 2],
-        "transformer_depth_output": [0, 0, 1, 1, 2, 2],
-        "transformer_depth_middle": 2,
-        "context_dim": 64,
-        "adm_in_channels": 64 + 6 * 256,  # a pooled text of 64, and the sizes
-    }
-    with torch.inference_mode():
-        base = host.comfy.supported_models.SDXL(config).get_model({}, device=torch.device("cpu"))
-        base.diffusion_model.load_state_dict(random_state(base.diffusion_model, torch.float32))
-        base.diffusion_model.eval()
-    return host.comfy.model_patcher.ModelPatcher(base, torch.device("cpu"), torch.device("cpu"))
-
-
 def test_v_prediction(host, tiny, node, photos):
     """The estimate is all that counts, whatever the network predicts."""
-    sampling = host.comfy.model_sampling
-
-    class VPrediction(sampling.ModelSamplingDiscrete, sampling.V_PREDICTION):
-        pass
-
-    model, positive = tiny[0].clone(), [[photos.positive[0][0][:1], {}]]
-    model.add_object_patch("model_sampling", VPrediction(tiny[0].model.model_config))
+    model, positive = as_v_prediction(host, tiny[0]), [[photos.positive[0][0][:1], {}]]
     trajectory = sampled(host, model, positive, photos.negative)
     before = optimised(node, model, photos, trajectory, positive=positive, inner_steps=0)[1]
     negative, found, _ = optimised(node, model, photos, trajectory, positive=positive)

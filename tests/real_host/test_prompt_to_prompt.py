@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from real_host.models import control_net
 from real_host.sampling import SEED, STEPS, conditioning, empty_latent, scene_painting
 
 SOURCE, TARGET = "a photo of a fox and an apple in the snow", "a photo of a panda and an apple in the snow"
@@ -291,14 +292,12 @@ def test_combined_conditions_are_paired_in_order_and_each_pair_has_its_own_words
 
 
 def test_areas_and_control_nets_of_the_conditions_stay_in_force(host, pair, alone, marked, edit, tiny):
-    from real_host.test_attention_hook import control_net
-
     hint = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         area = host.nodes.ConditioningSetArea()
         parts = [area.append(marked(text), 64, 128, 64, 0, 1.0)[0] for text in (SOURCE, TARGET)]
         apply = host.nodes.ControlNetApply().apply_controlnet
-        net = control_net(host, tiny)
+        net = control_net(host, tiny[0])
         hinted = [apply(marked(text), net, hint, 1.0)[0] for text in (SOURCE, TARGET)]
     for source, target in (parts, hinted):
         found = pair(edit("replace", **NEVER), source, target)
@@ -513,27 +512,6 @@ def test_sdxl_takes_the_pooled_text_of_each_half(host, pair, alone, tiny, marked
     assert not near(plain(texts[0]), plain([[texts[0][0][0], {"pooled_output": pooled[1]}]]))
     on = run(host, guider(edit("replace")), xl, batch=2)
     assert near(on[:2], off[:2]) and not near(on[2:], off[2:], 1e-5)
-
-
-@pytest.fixture(scope="module")
-def xl(host):
-    """Return a MODEL of SDXL's class, with random weights and tiny widths."""
-    from full_size.models import SDXL, random_state
-
-    config = SDXL | {
-        "model_channels": 64,
-        "num_res_blocks": [1, 1, 1],
-        "transformer_depth": [0, 1, 2],
-        "transformer_depth_output": [0, 0, 1, 1, 2, 2],
-        "transformer_depth_middle": 2,
-        "context_dim": 64,
-        "adm_in_channels": 64 + 6 * 256,  # a pooled text of 64, and the sizes
-    }
-    with torch.inference_mode():
-        base = host.comfy.supported_models.SDXL(config).get_model({}, device=torch.device("cpu"))
-        base.diffusion_model.load_state_dict(random_state(base.diffusion_model, torch.float32))
-        base.diffusion_model.eval()
-    return host.comfy.model_patcher.ModelPatcher(base, torch.device("cpu"), torch.device("cpu"))
 
 
 def test_without_edits_words_are_swapped_if_there_are_as_many_else_refined(pair, edit):
