@@ -92,6 +92,30 @@ def test_no_learning_rate_leads_away(rate):
     assert torch.equal(problem.losses(network(found.text)), found.losses)
 
 
+def test_the_best_text_that_was_tried_is_kept_for_each_picture():
+    problem, network, tried = target(), Toy(), []
+
+    def estimate(text):
+        denoised = network(text)
+        tried.append(problem.losses(denoised).detach())
+        return denoised
+
+    found = optimise(TEXT, estimate, problem, Descent(6, 30.0, 0.9, 0.0), 0)
+    best = torch.stack(tried).min(0).values
+    assert torch.equal(found.losses, best) and (tried[-1] > best).any()
+    assert torch.equal(problem.losses(network(found.text)), best)
+
+
+def test_a_picture_that_is_near_enough_is_left_alone_though_it_could_come_nearer():
+    problem, network = target(), Toy()
+    before = problem.losses(network(TEXT))
+    near, far = before.argmin(), before.argmax()
+    stop = before[near].item() * 1.001
+    assert optimise(TEXT, Toy(), problem, Descent(5, 0.1, 0.5, 0.0), 0).losses[near] < before[near]
+    found = optimise(TEXT, Toy(), problem, Descent(5, 0.1, 0.5, stop), 0)
+    assert torch.equal(found.text[near], TEXT[near]) and found.losses[far] < before[far]
+
+
 def test_a_batch_finds_what_its_pictures_find_alone():
     problem = target()
     stop = Descent(20, 0.05, 0.5, 0.35)
