@@ -156,7 +156,7 @@ def _outputs() -> list[io.Output]:
     return [
         io.Conditioning.Output(
             display_name="negative",
-            tooltip="The texts, each for its step: the negative of any sampler that runs the same sigmas at this CFG.",
+            tooltip="The texts, each for its step: the negative of euler or ddim over the same sigmas at this CFG.",
         ),
         TrajectorySocket.Output(
             display_name="trajectory", tooltip="The trajectory with the texts inside, for editing and saving."

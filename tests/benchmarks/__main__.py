@@ -17,6 +17,7 @@ NAMES = (
     "prompt_to_prompt",
     "pix2pix_zero",
     "inversion",
+    "null_text",
     "photo_edit",
 )
 

@@ -187,10 +187,15 @@ def own_prompt(photos: Photos, part: slice, setting: Setting) -> Start:
     return Start(found.latent, found.trajectory, photos.text(part))
 
 
-def fitted(photos: Photos, part: slice, setting: Setting) -> Start:
-    """Null-text optimisation along the pivot, at the node's defaults."""
-    found, widgets = pivot(photos, part, setting), defaults(null_text.NullText) | {"cfg": setting.cfg}
-    texts = photos.text(part), photos.text(part, empty=True)
+def fitted(
+    photos: Photos, part: slice, setting: Setting, from_source: bool = False, **others: float
+) -> Start:
+    """Null-text optimisation along the pivot, at the node's defaults but for `others`, from an empty negative."""
+    found, widgets = (
+        pivot(photos, part, setting),
+        defaults(null_text.NullText) | {"cfg": setting.cfg} | others,
+    )
+    texts = photos.text(part), photos.text(part, empty=not from_source)
     made = null_text.NullText.execute(
         model=photos.model,
         positive=texts[0],
@@ -463,7 +468,7 @@ def section(photos: Photos) -> str:
     floor = psnr(photos.rebuilt, photos.images).mean()
     tables = [table(found, cfg) for cfg in CFGS if any(row.cell.setting.cfg == cfg for row in found)]
     head = f"{TITLE}\n\n`python run.py bench inversion`\n\n{INTRODUCTION.format(floor=floor)}"
-    body = [head, *tables, *missing(found), LEGEND, goals(found), flagged(found), READING]
+    body = [head, *tables, *missing(found), LEGEND, goals(found), flagged(found)]
     return "\n\n".join(body) + "\n"
 
 
@@ -508,22 +513,3 @@ included, for each sampling step; sampling: those afterwards. A call is a batch,
 are two (each of null-text's has one). Noise: standard deviation of what was found, pure noise 1. CPU seconds: for a
 photo, one thread, batches of {BATCH} (implicit: 1), beside other work. Host unsampling, implicit and o-belm invert at
 the CFG of sampling, the others at CFG 1. Null-text at the node's defaults."""
-READING = """Direct inversion and o-belm are exact at any CFG; o-belm's noise at a high CFG is far too large for edits.
-Null-text brings every photo with a true caption back at 50 steps, but not all with a wrong one, and falls behind at
-fewer steps. Implicit is exact at CFG 1, but for a photo with a wrong caption. At CFG 7.5 solving the steps is not
-enough: sampling from its noise is so unstable for some photos that a step's error of 0.0003, which counts as solved,
-grows to a wrong picture. That is why the node samples once from the noise it found (one more call a step than the
-table counts) and says what comes back; the flag by the check is this.
-
-Tried by hand for implicit at CFG 7.5, without success. Steps that stay unsolved (normal, 50 steps: sigma 0.03 to 0.25;
-simple and sgm_uniform: the last three): Anderson with 4 to 60 remembered steps, damping 0.3 to 0.7, bounded steps,
-Newton-GMRES with line search (67 to 86 calls), a looser step before; the error stays at 0.02 to 0.1, so that there
-seems to be no latent that the sampler leads there. Fewer calls: remembering over sampling steps (4.20 to 3.94 with
-normal, 4.20 to 4.26 with karras), extrapolated guesses (no gain). Photos that come back wrong though solved: three,
-lost by 3.5 to 16 dB, solved to 0.000003 with 5.4 to 6.6 calls a step, came back at 80, 38 and 19 dB PSNR.
-
-Null-text against the paper's own loop, by hand (ten other scenes, true captions, 50 steps, CFG 7.5, negative ""; mean
-loss of the last inner steps and PSNR of the round trip): the paper's settings 491 backward passes, 0.0075, 37.8 dB; the
-node's defaults 250, 0.00029, 45.8 dB; with 3 inner steps 150, 0.00082, 42.7 dB. From the source prompt as negative:
-unfitted 0.0011, 36.5 dB; defaults 0.000046, 45.9 dB. What did it: a ten times larger learning rate, less momentum, the
-best text of a step kept. Keeping Adam's moments over sampling steps and an extrapolated start made it worse."""

@@ -254,7 +254,7 @@ def section(bench: Bench) -> str:
     """Return the section of RESULTS.md from what is made so far."""
     found, share = rows(bench), bench.background.float().mean()
     legend = LEGEND.format(share=share)
-    return f"{TITLE}\n\n`python run.py bench photo_edit`\n\n{table(found)}\n\n{legend}\n\n{goal(found)}\n\n{READING}\n"
+    return f"{TITLE}\n\n`python run.py bench photo_edit`\n\n{table(found)}\n\n{legend}\n\n{goal(found)}\n"
 
 
 def run() -> str:
@@ -278,11 +278,3 @@ pixels; it holds the other object); PSNR in dB and LPIPS (AlexNet, ImageNet weig
 reconstruction of the photo. PSNR to the true target: of the whole picture, against the autoencoder's reconstruction
 of the drawn target. New and old noun: share of pictures in which it is among the classifier's two best. Source: PSNR
 of the pair's first picture against the reconstruction. All invert at CFG 1, implicit at {SETTING.cfg:g}."""
-READING = """The goal is met by null-text only, and just, and only with the finer Local Blend (scale 1/2,
-threshold 0.4, taken from the word swaps above; the default scale's maps are as large as the latent here), against ddim
-with the same edits and blend; direct inversion gains more there, but the new noun is found in 2 of 40 fewer. Both
-return the photo as the source, but Attention Edit alone does not hold the target to it: without a blend no method is
-more than 1 dB above ddim, and with one the target's background is the source's, which for ddim is not the photo.
-Null-text takes the target further from photo and true target than an empty negative does. Implicit inversion at CFG
-7.5 returns the photo as the source too, but its noise is too large (see the round trips): of all edits its are the
-worst, and the new noun is found in little more than half."""
