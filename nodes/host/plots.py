@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,15 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn import functional
 
 INCHES, DOTS_PER_INCH = (5.12, 3.2), 100  # 512 x 320 px
 FEW = 64  # so many values have room for a dot each, which shows one between two that are missing
+
+# of a sweep: px around the curve, which lies below the pictures, and the height of the curve
+LEFT, RIGHT, BOTTOM, PLOT = 84, 16, 52, 240
+GAP, TALLEST = 4, 2  # px around a picture of a sweep; its largest height, in columns
+LINE, ODD = "#1f6fb4", "#c2410c"
 
 
 def curve(values: Tensor, title: str, ylabel: str, xlabel: str = "iteration") -> Tensor:
@@ -22,7 +29,7 @@ def curve(values: Tensor, title: str, ylabel: str, xlabel: str = "iteration") ->
     """
     lines = values.detach().float().cpu().reshape(len(values), -1).numpy()
     figure = Figure(figsize=INCHES, dpi=DOTS_PER_INCH, layout="constrained")
-    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
+    axes = figure.add_subplot()
     axes.xaxis.get_major_locator().set_params(integer=True)
     finite = lines[np.isfinite(lines)]
     axes.plot(np.arange(1, len(lines) + 1), lines, marker="." if len(lines) <= FEW else None)
@@ -33,6 +40,90 @@ def curve(values: Tensor, title: str, ylabel: str, xlabel: str = "iteration") ->
         axes.set(xticks=[], yticks=[])
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     axes.grid(True, which="both", alpha=0.3)
+    return _drawn(figure)
+
+
+def sweep_plot(values: Sequence[float], scores: Tensor, pictures: Tensor, xlabel: str, ylabel: str) -> Tensor:
+    """Return an IMAGE (1, H, W, 3) in [0, 1]: `pictures` (N, 3, h, w) in a row above the curve of `scores` (N, K).
+
+    A column for each of the N `values`, evenly spaced: the picture, and below it a dot for each of its K scores; a line
+    through the means of those that are finite. Infinity is a triangle at the upper edge, NaN a cross at the lower one.
+    W is 516 to 1060 for up to 15 values, then 64 more for each.
+    """
+    columns, column = len(values), max(64, min(160, 960 // len(values)), 416 // len(values))
+    row = _row(pictures, column)
+    width, height = LEFT + column * columns + RIGHT, row.shape[0] + PLOT + BOTTOM
+    figure = Figure(figsize=(width / DOTS_PER_INCH, height / DOTS_PER_INCH), dpi=DOTS_PER_INCH)
+    axes = figure.add_axes(
+        (LEFT / width, BOTTOM / height, column * columns / width, PLOT / height),
+        xlim=(-0.5, columns - 0.5),
+        xlabel=xlabel,
+        ylabel=ylabel,
+    )
+    axes.set_xticks(range(columns), [f"{value:g}" for value in values])
+    axes.ticklabel_format(axis="y", style="plain", useOffset=False)
+    axes.grid(True, alpha=0.3)
+    _draw_scores(axes, scores.detach().double().cpu().numpy())
+    plot = _drawn(figure)
+    plot[0, : row.shape[0], LEFT : LEFT + row.shape[1]] = row
+    return plot
+
+
+def _row(pictures: Tensor, column: int) -> Tensor:
+    """Return `pictures` (N, 3, h, w) side by side on white, each centred in a column: (H, N * `column`, 3)."""
+    h, w = pictures.shape[-2:]
+    scale = min((column - 2 * GAP) / w, (TALLEST * column - 2 * GAP) / h)
+    size = max(1, round(h * scale)), max(1, round(w * scale))
+    small = functional.interpolate(
+        pictures.float().cpu().nan_to_num(), size=size, mode="bilinear", antialias=True, align_corners=False
+    ).clamp(0, 1)
+    row, across = torch.ones(len(pictures), 3, size[0] + 3 * GAP, column), (column - size[1]) // 2
+    row[:, :, GAP : GAP + size[0], across : across + size[1]] = small
+    return row.permute(2, 0, 3, 1).flatten(1, 2)
+
+
+def _draw_scores(axes: Any, scores: np.ndarray) -> None:
+    """Draw `scores` (N, K) and the line through the means of the finite ones."""
+    finite, several = np.isfinite(scores), scores.shape[1] > 1
+    columns = np.repeat(np.arange(len(scores)), scores.shape[1])
+    means = [row[there].mean() if there.any() else np.nan for row, there in zip(scores, finite, strict=True)]
+    axes.plot(means, color=LINE, linewidth=2, marker="D", markersize=5, zorder=2)
+    axes.scatter(columns, scores, s=18 if several else 45, color=LINE, alpha=0.5 if several else 1, zorder=3)
+    if finite.any():
+        _roomy(axes, scores[finite])
+    else:
+        axes.set_yticks([])
+    _mark(axes, np.isinf(scores).any(1), "^", 0.94, "equal", -9)
+    _mark(axes, np.isnan(scores).any(1), "x", 0.06, "not a number", 9)
+
+
+def _mark(axes: Any, columns: np.ndarray, marker: str, height: float, word: str, offset: int) -> None:
+    """Draw `marker` at `height` (0 to 1 of the plot) in the marked `columns`, with `word` `offset` points above it."""
+    edge = axes.get_xaxis_transform()
+    for x in np.flatnonzero(columns):
+        axes.plot(x, height, marker, color=ODD, markersize=8, transform=edge, zorder=4)
+        axes.annotate(
+            word,
+            (x, height),
+            (0, offset),
+            xycoords=edge,
+            textcoords="offset points",
+            ha="center",
+            va="top" if offset < 0 else "bottom",
+            fontsize=8,
+            color=ODD,
+        )
+
+
+def _roomy(axes: Any, finite: np.ndarray) -> None:
+    """Leave room above and below `finite` scores for what is drawn at the edges."""
+    low, high = float(finite.min()), float(finite.max())
+    room = 0.2 * (high - low) or 0.1 * abs(high) or 0.1
+    axes.set_ylim(low - room, high + room)
+
+
+def _drawn(figure: Figure) -> Tensor:
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
     return torch.from_numpy(pixels.copy()).float()[None] / 255
