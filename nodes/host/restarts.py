@@ -144,13 +144,13 @@ def _between(sigma: float, chosen: list[float]) -> bool:
     return chosen[-1] * (1 - 1e-4) <= sigma <= chosen[0] * (1 + 1e-4)
 
 
-def _lacks_last_step(executor: Any, sigmas: Tensor) -> bool:
+def lacks_last_step(sampler: Any, sigmas: Tensor) -> bool:
     """Tell whether the host's sampler returns the state before its last step; without it the noise level is wrong.
 
     Its uni_pc takes no step where the schedule has only one; its sa_solver (0.3.75; mended since) withholds the last
     one unless it leads to level 0.
     """
-    name = getattr(getattr(executor.class_obj, "sampler_function", None), "__name__", "")
+    name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
     return ("unipc" in name and len(sigmas) == 2) or ("sa_solver" in name and bool(sigmas[-1] > 0))
 
 
@@ -205,7 +205,8 @@ class _Run:
         # with the same seed for each stretch, an ancestral sampler would add the same noise at each of them
         extra_args = {**self.extra_args, "seed": self.seed(first)}
         found = self.executor(self.guider, sigmas, extra_args, callback, noise, latent, self.mask, True)
-        return self.last_step(sigmas, noise, latent) if _lacks_last_step(self.executor, sigmas) else found
+        lacks = lacks_last_step(self.executor.class_obj, sigmas)
+        return self.last_step(sigmas, noise, latent) if lacks else found
 
     def last_step(self, sigmas: Tensor, noise: Tensor, latent: Tensor) -> Tensor:
         """Do the last step of a stretch by Euler's method, from what the model saw last."""
