@@ -47,19 +47,19 @@ def picture(image: Tensor, name: str) -> Tensor:
     return colours * alpha + (1 - alpha)
 
 
-def mask(value: Tensor | None, image: Tensor, name: str) -> Tensor | None:
+def mask(value: Tensor | None, image: Tensor, name: str, other: str = "the painting") -> Tensor | None:
     """Return MASK (B, H, W) as (B, 1, H, W) float32, or None; raise ValueError if it is empty or of another shape.
 
-    `image` (B, 3, H, W) is the picture that the mask belongs to.
+    `image` (B, 3, H, W) is the picture that the mask belongs to, called `other`.
     """
     if value is None:
         return None
     value = value.reshape(-1, 1, *value.shape[-2:]).float()
     if not bool((value > 0).any()):
         raise ValueError(
-            f"{name} is empty (all zero), so the painting would count nowhere. Paint it, or disconnect it."
+            f"{name} is empty (all zero), so {other} would count nowhere. Paint it, or disconnect it."
         )
-    same_shape(value, image.shape[-2], image.shape[-1], name, "the painting")
+    same_shape(value, image.shape[-2], image.shape[-1], name, other)
     if value.shape[0] not in (1, image.shape[0]) and image.shape[0] != 1:
         raise ValueError(
             f"{name} has {value.shape[0]} masks for {image.shape[0]} pictures; give one, or one each."
