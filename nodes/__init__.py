@@ -25,6 +25,12 @@ MODULES = (
     "inversion",
     "null_text",
     "trajectory",
+    "perceptual_guidance",
+    "text_guidance",
+    "composition",
+    "repaint",
+    "image_metrics",
+    "sweep",
 )
 
 

@@ -56,7 +56,7 @@ def _inputs() -> list[io.Input]:
         io.Sampler.Input("sampler", tooltip="The sampler to run, for example from KSamplerSelect."),
         io.Int.Input(
             "resamplings",
-            default=4,
+            default=3,
             min=1,
             max=32,
             tooltip="How often each step of the range is done. 1: the sampler itself. Steps in all: those of the "

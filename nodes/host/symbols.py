@@ -53,6 +53,11 @@ FITTING = (  # null-texts
     "comfy.samplers.cfg_function",
     "comfy.utils.repeat_to_batch_size",
 )
+LPIPS = (
+    "comfy.utils.load_torch_file",
+    "folder_paths.add_model_folder_path",
+    "folder_paths.get_filename_list",
+)
 NEEDED = {
     "painting_guide": (*COMMON, *DECODING, *RESTARTING),
     "low_pass_guide": (*COMMON, *DECODING, *RESTARTING),
@@ -114,6 +119,51 @@ NEEDED = {
         "comfy_api.latest.ui.PreviewImage",
         "folder_paths.add_model_folder_path",
         "latent_preview.prepare_callback",
+    ),
+    "perceptual_guidance": (
+        *COMMON,
+        *DECODING,
+        *LPIPS,
+        "comfy.ldm.modules.attention.attention_pytorch",
+        "comfy.model_patcher.ModelPatcher.add_wrapper_with_key",
+        "comfy.model_patcher.ModelPatcher.get_model_object",
+        "comfy.model_patcher.ModelPatcher.set_model_sampler_post_cfg_function",
+        "comfy.patcher_extension.WrappersMP.OUTER_SAMPLE",
+        "comfy.patcher_extension.WrappersMP.PREDICT_NOISE",
+        "comfy.sampler_helpers.convert_cond",
+        "comfy.samplers.calc_cond_batch",
+        "comfy_api.latest.ui.PreviewImage",
+        "comfy_api.latest.ui.PreviewText",
+    ),
+    "text_guidance": (
+        "comfy.model_patcher.ModelPatcher.get_model_object",
+        "comfy.samplers.CFGGuider",
+        "comfy.samplers.calc_cond_batch",
+        "comfy.samplers.cfg_function",
+        "comfy.samplers.process_conds",
+        "comfy.samplers.sampling_function",
+    ),
+    "composition": (
+        "comfy.samplers.CFGGuider",
+        "comfy.samplers.calc_cond_batch",
+        "comfy.samplers.get_area_and_mult",
+        "comfy.samplers.sampling_function",
+    ),
+    "repaint": (*RESTARTING, "comfy.samplers.Sampler"),
+    "image_metrics": (
+        *COMMON,
+        *LPIPS,
+        "comfy.clip_model.CLIPTextModel",
+        "comfy.model_management.load_model_gpu",
+        "comfy.utils.ProgressBar",
+        "comfy_api.latest.ui.PreviewText",
+    ),
+    "sweep": (
+        *COMMON,
+        *LPIPS,
+        "comfy.utils.ProgressBar",
+        "comfy_api.latest.ui.PreviewImage",
+        "comfy_api.latest.ui.PreviewText",
     ),
 }
 

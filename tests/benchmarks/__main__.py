@@ -19,6 +19,10 @@ NAMES = (
     "inversion",
     "null_text",
     "photo_edit",
+    "perceptual",
+    "perceptual_cost",
+    "composition",
+    "repaint",
 )
 
 
