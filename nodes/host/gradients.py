@@ -25,7 +25,15 @@ from torch import Tensor
 from .plain_tensors import checkpointed, differentiable
 
 __all__ = ["calc_conds", "checkpointed", "control_networks", "decode", "decode_memory", "denoise"]
-__all__ += ["differentiable", "encode", "encode_memory", "is_loaded", "load", "memory_advice"]
+__all__ += [
+    "differentiable",
+    "encode",
+    "encode_memory",
+    "is_loaded",
+    "load",
+    "memory_advice",
+    "with_plain_attention",
+]
 
 # Memory for a pass forwards and backwards, against the host's figure for forwards alone, most of which is room for
 # kernels. Measured on the SD VAE: the tensors of a plain decode take 0.3 of that figure, with the backward pass 1.0,
@@ -105,7 +113,7 @@ def denoise(model: Any, x: Tensor, sigma: Tensor, context: Tensor, **conditions:
     runs in plain torch, since the host's other kernels have no backward pass.
     """
     given = conditions.pop("transformer_options", {})
-    options = _with_plain_attention({**model.model_options["transformer_options"], **given})
+    options = with_plain_attention({**model.model_options["transformer_options"], **given})
     return model.model.apply_model(x, sigma, c_crossattn=context, transformer_options=options, **conditions)
 
 
@@ -118,7 +126,7 @@ def calc_conds(
     `model_options` as the sampler has them. Areas, masks, ControlNets and hooks apply. Differentiable inside
     `differentiable()`.
     """
-    options = _with_plain_attention(model_options.get("transformer_options", {}))
+    options = with_plain_attention(model_options.get("transformer_options", {}))
     model_options = {**model_options, "transformer_options": options}
     return comfy.samplers.calc_cond_batch(base_model, conds, x, sigma, model_options)
 
@@ -142,7 +150,7 @@ def _output_range(vae: Any) -> tuple[float, float]:
     return (high - low) / 0.5, (high + low) / 2
 
 
-def _with_plain_attention(transformer_options: dict[str, Any]) -> dict[str, Any]:
+def with_plain_attention(transformer_options: dict[str, Any]) -> dict[str, Any]:
     """Return the options with attention in plain torch; an override already there sits on top of it."""
     earlier = transformer_options.get("optimized_attention_override")
 

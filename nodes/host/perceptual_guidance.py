@@ -31,7 +31,7 @@ from ...guidance.perceptual import (
 from . import checks, predictions
 from .decoders import open_decoder
 from .encoders import Encoder
-from .gradients import _with_plain_attention, checkpointed, control_networks, differentiable, memory_advice
+from .gradients import checkpointed, control_networks, differentiable, memory_advice, with_plain_attention
 from .perceptual import open_lpips
 from .restarts import check_interrupt
 
@@ -147,7 +147,7 @@ class _Guidance:
         guider = executor.class_obj
         conds = [entry for entries in guider.conds.values() for entry in entries or []]
         networks = guider.inner_model.diffusion_model, *control_networks(conds)
-        plain = _with_plain_attention(model_options.get("transformer_options", {}))
+        plain = with_plain_attention(model_options.get("transformer_options", {}))
         with memory_advice(OUT_OF_MEMORY), differentiable(), checkpointed(*networks):
             leaf = x.detach().clone().requires_grad_()
             options = {**model_options, "transformer_options": plain}

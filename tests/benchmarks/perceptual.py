@@ -46,7 +46,8 @@ from imagenet.weights import weights_file
 from tiny_sd import classifier, data
 
 FOLDER = KEPT.with_name("perceptual")
-EDITS, FIRST = 60, data.HELD_OUT + 140_000  # defaults were chosen on edits from HELD_OUT + 150_000
+# Text guidance's defaults were chosen on edits from HELD_OUT + 150_000, Perceptual Guidance's on scenes below HELD_OUT.
+EDITS, FIRST = 60, data.HELD_OUT + 140_000
 
 Find = Callable[[Photos, slice, Setting], Start]
 

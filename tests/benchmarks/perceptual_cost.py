@@ -120,7 +120,7 @@ def _watched(model: Any, found: Steps, memory: str) -> Any:
     watched = model.clone()
     if memory == "torch":
         options = watched.model_options["transformer_options"]
-        watched.model_options["transformer_options"] = gradients._with_plain_attention(options)
+        watched.model_options["transformer_options"] = gradients.with_plain_attention(options)
     watched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "clock", around_call)
     return watched
 

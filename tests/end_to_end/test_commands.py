@@ -13,6 +13,7 @@ from pathlib import Path
 
 from comfy_host.places import ROOT
 from comfy_host.server import answers
+from imagenet.weights import weights_file
 
 # Whatever would go to a registry ends here.
 NO_NETWORK = {
@@ -22,6 +23,7 @@ COMMAND = [sys.executable, str(ROOT / "run.py")]
 
 
 def test_a_second_demo_needs_no_network_and_names_its_files(tmp_path: Path):
+    weights_file("vgg16")  # the first demo fetched it
     ran = subprocess.run(
         [*COMMAND, "demo", "--only", "gradop_painting", "--out", "pictures"],
         capture_output=True,
