@@ -73,9 +73,8 @@ def test_every_shipped_graph_makes_its_pictures(name: str, talk, object_info: di
     for file in result.files:
         assert file.name.startswith(name)
         picture = pixels(file.read_bytes())
-        assert all(
-            side % 128 == 0 for side in picture.shape[:2]
-        )  # 128 px; strips and larger pictures are multiples
+        # 128 px; strips and larger pictures are multiples; a plot has a size of its own
+        assert "plot" in file.name or all(side % 128 == 0 for side in picture.shape[:2])
         assert picture.std() > 10  # a flat or black picture has none
 
 
