@@ -69,6 +69,11 @@ class Method:
     true_mask: bool = False
     """Whether the background is given as the mask, which nobody knows in practice."""
 
+    @property
+    def file(self) -> Path:
+        """Return where the result is kept."""
+        return FOLDER / (self.name.replace(", ", "_").replace(" ", "-") + ".pt")
+
 
 def _methods(inversion: str, find: Find, text: dict) -> tuple[Method, ...]:
     """Return the rows of one inversion: each adds to the one before it."""
@@ -87,7 +92,7 @@ def null_texts(photos: Photos, part: slice, setting: Setting) -> Start:
     return photos.once(fitted, part, setting)
 
 
-KEEP = {"net": "alex", "decoder": "linear", "strength": 1.0}
+KEEP = {"net": "alex", "decoder": "linear", "gradient": "through model", "strength": 1.0}
 FITTED = {"gamma": SETTING.cfg}  # null-texts are for one scale of the source
 METHODS = (*_methods(INVERSIONS[0], pivot, {}), *_methods(INVERSIONS[1], null_texts, FITTED))
 
@@ -146,18 +151,17 @@ class Bench(photo_edit.Bench):
         calls = sum(decoder.calls for decoder in decoders)
         return found.float(), torch.tensor([time.process_time() - began, calls])
 
-    def kept(self, method: Method) -> tuple[Tensor, Tensor]:
-        """Return latents (N, C, h, w), and CPU seconds and decoder calls of each batch (P, 2): made once."""
-        file = FOLDER / (method.name.replace(", ", "_").replace(" ", "-") + ".pt")
-        if not file.exists():
-            batches = [self.made(method, part) for part in parts(0, len(self.swaps), BATCH)]
-            FOLDER.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".part")
-            torch.save(
-                (torch.cat([one[0] for one in batches]), torch.stack([one[1] for one in batches])), partial
-            )
-            partial.replace(file)
-        return torch.load(file, weights_only=True)
+    def keep(self, method: Method) -> None:
+        """Edit all photos, unless that is done: latents (N, C, h, w), and CPU seconds and decoder calls (P, 2)."""
+        if method.file.exists():
+            return
+        batches = [self.made(method, part) for part in parts(0, len(self.swaps), BATCH)]
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        partial = method.file.with_suffix(".part")
+        torch.save(
+            (torch.cat([one[0] for one in batches]), torch.stack([one[1] for one in batches])), partial
+        )
+        partial.replace(method.file)
 
 
 @contextmanager
@@ -242,15 +246,16 @@ def _apart(distance: Distance, images: Tensor, others: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def rows(bench: Bench) -> list[Row]:
-    """Return the rows of all methods, made if they are not yet, after the one that bounds them."""
+    """Return the rows of all methods that are made so far, after the one that bounds them."""
     install_alexnet()
     install_vgg()
     with open_lpips("alex") as alex, open_lpips("vgg") as vgg:
         judge, decode = Judge(bench, alex, vgg), bench.photos.vae.decode
         found = [judge.row("no edit: the autoencoder's photo", bench.photos.rebuilt)]
         for method in METHODS:
-            latents, cost = bench.kept(method)
-            found.append(judge.row(method.name, decode(latents), cost))
+            if method.file.exists():
+                latents, cost = torch.load(method.file, weights_only=True)
+                found.append(judge.row(method.name, decode(latents), cost))
         return found
 
 
@@ -277,9 +282,10 @@ def goals(found: list[Row]) -> str:
     named = {row.name: row for row in found}
     lines = [GOAL_HEAD, "| --- | ---: | ---: | ---: | --- |"]
     for inversion in INVERSIONS:
-        base = named[f"{inversion}, text"]
         for masked in (AUTO, TRUE):
-            lines.append(_goal(named[f"{inversion}, text, perceptual, {masked}"], base))
+            row, base = named.get(f"{inversion}, text, perceptual, {masked}"), named.get(f"{inversion}, text")
+            if row is not None and base is not None:
+                lines.append(_goal(row, base))
     return "\n".join(lines)
 
 
@@ -291,14 +297,21 @@ def _goal(row: Row, base: Row) -> str:
 
 
 def section(found: list[Row]) -> str:
-    """Return the section of RESULTS.md."""
-    return f"{TITLE}\n\n`python run.py bench perceptual`\n\n{table(found)}\n\n{LEGEND}\n\n{PAPER}\n\n{goals(found)}\n"
+    """Return the section of RESULTS.md, with what is not made yet."""
+    names = {row.name for row in found}
+    missing = ", ".join(method.name for method in METHODS if method.name not in names)
+    left = f"Not made yet: {missing}.\n\n" if missing else ""
+    head = f"{TITLE}\n\n`python run.py bench perceptual`\n\n{table(found)}\n\n"
+    return f"{head}{left}{LEGEND}\n\n{PAPER}\n\n{goals(found)}\n"
 
 
 def run() -> str:
     """Edit with all methods and return the section of RESULTS.md."""
     torch.set_num_threads(1)
-    return section(rows(Bench()))
+    bench = Bench()
+    for method in METHODS:
+        bench.keep(method)
+    return section(rows(bench))
 
 
 TITLE = f"## Text and perceptual guidance: a word swapped in {EDITS} photos"
@@ -311,8 +324,9 @@ LEGEND = f"""Held-out photos of two objects, one of them exchanged in the captio
 with {SETTING.steps} steps of euler, {SCHEDULER}. `ddim`: plain CFG {SETTING.cfg:g} on the edited caption from that
 noise, with an empty negative; `null-text`: with texts fitted for {SETTING.cfg:g} as the negative. `text`: the Text
 Guidance Guider at its defaults, with null-texts at gamma {FITTED["gamma"]:g}.
-`perceptual`: Perceptual Guidance with the photo, decoder {KEEP["decoder"]}, net {KEEP["net"]}, strength
-{KEEP["strength"]:g}, at every step: so LPIPS alex is what it minimises, and LPIPS vgg the judge that it has not seen.
+`perceptual`: Perceptual Guidance with the photo, gradient {KEEP["gradient"]}, decoder {KEEP["decoder"]}, net
+{KEEP["net"]}, strength {KEEP["strength"]:g}, at every step: so LPIPS alex is what it minimises, and LPIPS vgg the judge
+that it has not seen.
 `{AUTO}`: found from the guider's two predictions. `{TRUE}`: the background of the drawn scenes, which nobody knows: a
 bound. PSNR (dB) and LPIPS (ImageNet weights) of the whole picture are against the photo, and the edited object counts
 as an error, as in the paper; those of the background are against the autoencoder's reconstruction, where the drawings
