@@ -299,7 +299,7 @@ def _goal(row: Row, base: Row) -> str:
 def section(found: list[Row]) -> str:
     """Return the section of RESULTS.md, with what is not made yet."""
     names = {row.name for row in found}
-    missing = ", ".join(method.name for method in METHODS if method.name not in names)
+    missing = "; ".join(method.name for method in METHODS if method.name not in names)
     left = f"Not made yet: {missing}.\n\n" if missing else ""
     head = f"{TITLE}\n\n`python run.py bench perceptual`\n\n{table(found)}\n\n"
     return f"{head}{left}{LEGEND}\n\n{PAPER}\n\n{goals(found)}\n"
