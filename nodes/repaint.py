@@ -68,7 +68,7 @@ def _inputs() -> list[io.Input]:
             min=1,
             max=100,
             tooltip="How many steps it goes back at a time. The number of steps in all does not depend on it. The "
-            "paper: 10 of 250; with 20 to 30 steps 5 works best.",
+            "paper: 10 of 250; 5 fits 20 to 30 steps.",
         ),
         io.Float.Input(
             "start_percent",
