@@ -13,14 +13,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import comfy.samplers
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...guidance.repaint import Level, descents, jump_back, resampled, steps_between
 from ...guidance.seeds import derived_seed
-from .restarts import check_interrupt, lacks_last_step, sample_guided
+from .restarts import (
+    SeveralPasses,
+    check_interrupt,
+    completed,
+    pass_reporter,
+    sample_guided,
+    unit_noise,
+)
 
 NO_MASK = "the latent has no noise mask, so no pixel is known. Put Set Latent Noise Mask before the sampler"
 NO_EDGE = (
@@ -31,20 +37,13 @@ NO_STEP = "no step of the schedule lies between start_percent and end_percent th
 
 
 @dataclass
-class RePaint(comfy.samplers.Sampler):
+class RePaint(SeveralPasses):
     """`sampler`, with the steps from `start_percent` to `end_percent` done `resamplings` times."""
 
-    sampler: Any
     jump_length: int
     resamplings: int
     start_percent: float
     end_percent: float
-
-    guides_its_passes = True  # a guide belongs into each descent, not around them all
-
-    def max_denoise(self, model_wrap: Any, sigmas: Tensor) -> bool:
-        """Answer as the wrapped sampler does."""
-        return self.sampler.max_denoise(model_wrap, sigmas)
 
     def sample(
         self,
@@ -119,16 +118,7 @@ class _Run:
         rest = (report, noise, self.known, self.mask, True)
         found = sample_guided(self.sampler, self.guider, sigmas, dict(extra_args), *rest)
         sigmas = self.sigmas[steps.start : steps.stop + 1]
-        return self.last_step(sigmas, noise) if lacks_last_step(self.sampler, sigmas) else found
-
-    def last_step(self, sigmas: Tensor, noise: Tensor) -> Tensor:
-        """Do the last step of a descent by Euler's method, from what the model saw last."""
-        denoised, x = self.seen
-        if len(sigmas) == 2:
-            top = self.sampler.max_denoise(self.guider, sigmas)
-            x = self.sampling.noise_scaling(sigmas[:1], noise, self.known, top)
-        stepped = denoised + sigmas[-1] / sigmas[-2] * (x - denoised)
-        return self.sampling.inverse_noise_scaling(sigmas[-1], stepped)
+        return completed(found, self.sampler, self.guider, sigmas, noise, self.known, self.seen)
 
     def back(self, clean: Tensor, position: int, steps: range, seed: int) -> Tensor:
         """Return the noise with which the host's samplers begin `steps` at `clean` of level `position`, noised further.
@@ -136,7 +126,7 @@ class _Run:
         Known pixels begin with new noise alone: it is what the host puts on them throughout the descent.
         """
         sigmas = self.sigmas[steps.start : steps.stop + 1]
-        fresh = torch.randn(clean.shape, generator=torch.Generator("cpu").manual_seed(seed)).to(clean)
+        fresh = unit_noise(clean, seed)
         here, there = _level(self.sampling, self.sigmas[position]), _level(self.sampling, sigmas[0])
         begun = _level(self.sampling, sigmas[0], self.sampler.max_denoise(self.guider, sigmas))
         noise = (jump_back(clean, fresh, here, there) - begun.signal * self.known) / begun.noise
@@ -151,14 +141,11 @@ class _Run:
 
     def reporter(self, steps: int) -> Callable[..., None]:
         """Return what tells the progress bar and the preview about the next `steps` steps."""
-        begun, self.done = self.done, self.done + steps
+        tell, self.done = pass_reporter(self.bar, self.callback, self.done, steps), self.done + steps
 
         def report(step: int, denoised: Tensor, x: Tensor, *_: Any) -> None:
             self.seen = denoised, x
-            step = begun + min(step, steps - 1)  # adaptive samplers report more steps than they were given
-            self.bar.update(step + 1 - self.bar.n)
-            if self.callback is not None:
-                self.callback(step, denoised, x, self.bar.total)
+            tell(step, denoised, x)
 
         return report
 

@@ -10,30 +10,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.samplers
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...guidance.seeds import derived_seed
-from .restarts import check_interrupt, sample_guided
+from .restarts import SeveralPasses, check_interrupt, pass_reporter, sample_guided, unit_noise
 
 
 @dataclass
-class Repeated(comfy.samplers.Sampler):
+class Repeated(SeveralPasses):
     """`sampler` over the given schedule, then `repeats` - 1 times more from the level of `denoise`."""
 
-    sampler: Any
     repeats: int
     denoise: float
     denoise_change: float
     seed: int
-
-    guides_its_passes = True  # a guide belongs into each pass, not around them all
-
-    def max_denoise(self, model_wrap: Any, sigmas: Tensor) -> bool:
-        """Answer as the repeated sampler does."""
-        return self.sampler.max_denoise(model_wrap, sigmas)
 
     def sample(
         self,
@@ -54,7 +46,7 @@ class Repeated(comfy.samplers.Sampler):
                 check_interrupt()
                 if index:
                     noise, extra_args = self._afresh(index, part, latent, extra_args)
-                report = _report(bar, callback, sum(len(p) - 1 for p in passes[:index]), len(part) - 1)
+                report = pass_reporter(bar, callback, sum(len(p) - 1 for p in passes[:index]), len(part) - 1)
                 rest = (report, noise, latent, denoise_mask, True)
                 result = sample_guided(self.sampler, model_wrap, part, dict(extra_args), *rest)
                 latent = _kept(result, latent_image, denoise_mask)
@@ -92,24 +84,13 @@ class Repeated(comfy.samplers.Sampler):
         """Return the unit noise of repeat `index`, made as the host makes its own, and the sampler's arguments."""
         # with neighbouring seeds an ancestral sampler's noise on the CPU would be the next repeat's
         seed = derived_seed(self.seed, index)
-        noise = torch.randn(latent.shape, generator=torch.Generator("cpu").manual_seed(seed)).to(latent)
         options = extra_args["model_options"]
         transformer = {**options.get("transformer_options", {}), "sample_sigmas": part}
-        return noise, {
+        return unit_noise(latent, seed), {
             **extra_args,
             "seed": seed,
             "model_options": {**options, "transformer_options": transformer},
         }
-
-
-def _report(bar: tqdm, callback: Callable | None, begun: int, steps: int) -> Callable[..., None]:
-    def report(step: int, denoised: Tensor, x: Tensor, *_: Any) -> None:
-        step = begun + min(step, steps - 1)  # adaptive samplers report more steps than they were given
-        bar.update(step + 1 - bar.n)
-        if callback is not None:
-            callback(step, denoised, x, bar.total)
-
-    return report
 
 
 def _kept(latent: Tensor, original: Tensor, mask: Tensor | None) -> Tensor:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import comfy.model_management
+import comfy.samplers
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_wrappers_with_key
 from torch import Tensor
@@ -144,7 +145,54 @@ def _between(sigma: float, chosen: list[float]) -> bool:
     return chosen[-1] * (1 - 1e-4) <= sigma <= chosen[0] * (1 + 1e-4)
 
 
-def lacks_last_step(sampler: Any, sigmas: Tensor) -> bool:
+@dataclass
+class SeveralPasses(comfy.samplers.Sampler):
+    """A SAMPLER that runs `sampler` several times within one run."""
+
+    sampler: Any
+
+    guides_its_passes = True  # a guide belongs into each pass, not around them all
+
+    def max_denoise(self, model_wrap: Any, sigmas: Tensor) -> bool:
+        """Answer as the wrapped sampler does."""
+        return self.sampler.max_denoise(model_wrap, sigmas)
+
+
+def pass_reporter(bar: tqdm, callback: Callable | None, begun: int, steps: int) -> Callable[..., None]:
+    """Return the callback of a pass of `steps` steps after `begun` others; `bar` and `callback` count all of them."""
+
+    def report(step: int, denoised: Tensor, x: Tensor, *_: Any) -> None:
+        step = begun + min(step, steps - 1)  # adaptive samplers report more steps than they were given
+        bar.update(step + 1 - bar.n)
+        if callback is not None:
+            callback(step, denoised, x, bar.total)
+
+    return report
+
+
+def unit_noise(latent: Tensor, seed: int) -> Tensor:
+    """Return noise of the shape and dtype of `latent`, made on the CPU as the host makes its own."""
+    return torch.randn(latent.shape, generator=torch.Generator("cpu").manual_seed(seed % 2**63)).to(latent)
+
+
+def completed(
+    found: Tensor, sampler: Any, guider: Any, sigmas: Tensor, noise: Tensor, latent: Tensor, seen: tuple
+) -> Tensor:
+    """Return `found`, to which `sampler` came over `sigmas` from `noise` on `latent`, with the last step done.
+
+    A step that the host's sampler does not take is done by Euler's method, from the latest that it reported: `seen`,
+    its estimate and what the model was asked.
+    """
+    if not _lacks_last_step(sampler, sigmas):
+        return found
+    (denoised, x), sampling = seen, guider.inner_model.model_sampling
+    if len(sigmas) == 2:
+        x = sampling.noise_scaling(sigmas[:1], noise, latent, sampler.max_denoise(guider, sigmas))
+    stepped = denoised + sigmas[-1] / sigmas[-2] * (x - denoised)
+    return sampling.inverse_noise_scaling(sigmas[-1], stepped)
+
+
+def _lacks_last_step(sampler: Any, sigmas: Tensor) -> bool:
     """Tell whether the host's sampler returns the state before its last step; without it the noise level is wrong.
 
     Its uni_pc takes no step where the schedule has only one; its sa_solver (0.3.75; mended since) withholds the last
@@ -205,22 +253,15 @@ class _Run:
         # with the same seed for each stretch, an ancestral sampler would add the same noise at each of them
         extra_args = {**self.extra_args, "seed": self.seed(first)}
         found = self.executor(self.guider, sigmas, extra_args, callback, noise, latent, self.mask, True)
-        lacks = lacks_last_step(self.executor.class_obj, sigmas)
-        return self.last_step(sigmas, noise, latent) if lacks else found
-
-    def last_step(self, sigmas: Tensor, noise: Tensor, latent: Tensor) -> Tensor:
-        """Do the last step of a stretch by Euler's method, from what the model saw last."""
-        top = self.executor.class_obj.max_denoise(self.guider, sigmas)
-        x = self.x if len(sigmas) > 2 else self.sampling.noise_scaling(sigmas[:1], noise, latent, top)
-        stepped = self.denoised + sigmas[-1] / sigmas[-2] * (x - self.denoised)
-        return self.sampling.inverse_noise_scaling(sigmas[-1], stepped)
+        sampler, seen = self.executor.class_obj, (self.denoised, self.x)
+        return completed(found, sampler, self.guider, sigmas, noise, latent, seen)
 
     def moment(self, step: int, following: Tensor) -> Moment:
         """Return what a technique sees after schedule step `step`, which led to `following`."""
         sigma = self.sigmas[step + 1]
         # the host takes the scale of flow models out of what a sampler returns; put it back
         noisy = self.sampling.noise_scaling(sigma.reshape(1), torch.zeros_like(following), following)
-        fresh = self.fresh_noise(following, step + 1)
+        fresh = unit_noise(following, self.seed(step + 1) or 0)
         return Moment(self.denoised, noisy, self.sigmas[step], sigma, fresh, self.sampling)
 
     def report(self, step: int, denoised: Tensor, x: Tensor) -> None:
@@ -228,11 +269,6 @@ class _Run:
         self.bar.update(step + 1 - self.bar.n)
         if self.callback is not None:
             self.callback(step, denoised, x, len(self.sigmas) - 1)
-
-    def fresh_noise(self, latent: Tensor, position: int) -> Tensor:
-        """Noise that follows from the run's seed and the position, made on the CPU as the host makes its own."""
-        generator = torch.Generator("cpu").manual_seed((self.seed(position) or 0) % 2**63)
-        return torch.randn(latent.shape, generator=generator).to(latent)
 
     def seed(self, position: int) -> int | None:
         """Return the seed of the stretch that begins at schedule step `position`; the first has the run's own."""

@@ -22,6 +22,7 @@ RESTARTING = (
     "comfy.patcher_extension.WrapperExecutor.new_class_executor",
     "comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE",
     "comfy.patcher_extension.get_wrappers_with_key",
+    "comfy.samplers.Sampler",
 )
 ATTENTION = (
     "comfy.ldm.modules.attention.SpatialTransformer",
@@ -61,7 +62,7 @@ LPIPS = (
 NEEDED = {
     "painting_guide": (*COMMON, *DECODING, *RESTARTING),
     "low_pass_guide": (*COMMON, *DECODING, *RESTARTING),
-    "loopback": (*COMMON, *RESTARTING, "comfy.samplers.Sampler"),
+    "loopback": (*COMMON, *RESTARTING),
     "prompt": (
         "comfy.sd.CLIP.tokenize",
         "comfy.sd.CLIP.encode_from_tokens_scheduled",
@@ -149,7 +150,7 @@ NEEDED = {
         "comfy.samplers.get_area_and_mult",
         "comfy.samplers.sampling_function",
     ),
-    "repaint": (*RESTARTING, "comfy.samplers.Sampler"),
+    "repaint": (*COMMON, *RESTARTING),
     "image_metrics": (
         *COMMON,
         *LPIPS,
