@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from .host import checks
 from .host.repaint import RePaint
 from .host.schema import tolerant
+from .host.widgets import PERCENT
 
 
 class RePaintSampler(io.ComfyNode):
@@ -51,7 +52,6 @@ class RePaintSampler(io.ComfyNode):
 
 
 def _inputs() -> list[io.Input]:
-    percent = {"min": 0.0, "max": 1.0, "step": 0.01}
     return [
         io.Sampler.Input("sampler", tooltip="The sampler to run, for example from KSamplerSelect."),
         io.Int.Input(
@@ -74,13 +74,13 @@ def _inputs() -> list[io.Input]:
             "start_percent",
             default=0.0,
             tooltip="Where the range begins: before it, each step is done once. 0 is the first step.",
-            **percent,
+            **PERCENT,
         ),
         io.Float.Input(
             "end_percent",
             default=0.8,
             tooltip="Where the range ends: after it, each step is done once. The last steps only add details.",
-            **percent,
+            **PERCENT,
         ),
     ]
 

@@ -23,11 +23,11 @@ class CompositionGuider(comfy.samplers.CFGGuider):
     """
 
     def __init__(self, model: Any, terms: tuple[Term, ...], negative: list) -> None:
-        """Take the MODEL, terms as `counting` gives them, and what is unconditional (CONDITIONING)."""
+        """Take the MODEL, terms as `counting` gives them, and what is unconditional (CONDITIONING).
+
+        The first term is AND: the host takes it for its positive.
+        """
         super().__init__(model)
-        terms = tuple(
-            sorted(terms, key=lambda term: term.weight < 0)
-        )  # the host takes the first for its positive
         self.weights = tuple(term.weight for term in terms)
         self.set_conds(_numbered(terms), negative)
 
