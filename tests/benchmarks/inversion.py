@@ -6,7 +6,6 @@ Forty photos have their true caption, ten that of another scene. What is measure
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from guided_synthesis.nodes import inversion, null_text
 from guided_synthesis.nodes.host.inversion import invert
 from guided_synthesis.nodes.host.perceptual import open_lpips
 from guided_synthesis.nodes.host.sampling import NEARLY_ZERO
-from imagenet.weights import weights_file
+from imagenet.weights import install
 from tiny_sd import data
 from tiny_sd.host_model import load_demo_model
 from tiny_sd.world import Spec, draw, make_spec
@@ -388,11 +387,9 @@ def pictures(specs: list[Spec]) -> Tensor:
     return torch.stack([torch.from_numpy(draw(spec).image.copy()) for spec in specs]).float() / 255
 
 
-def install_alexnet() -> None:
-    """Put AlexNet's ImageNet weights where LPIPS looks for them in the host."""
-    folder = Path(folder_paths.models_dir) / "lpips"
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(weights_file("alexnet"), folder)
+def install_lpips(*names: str) -> None:
+    """Put the ImageNet weights of `names` (`alexnet`, `vgg16`) where LPIPS looks for them in the host."""
+    install(Path(folder_paths.models_dir) / "lpips", *names)
 
 
 def photographs() -> Photos:
@@ -404,7 +401,7 @@ def photographs() -> Photos:
 
 def rows(photos: Photos) -> list[Row]:
     """Return the rows of all cells that are made so far."""
-    install_alexnet()
+    install_lpips("alexnet")
     with open_lpips("alex") as distance:
         found = ((cell, kept(cell)) for cell in cells())
         return [judged(photos, cell, made, distance) for cell, made in found if made is not None]

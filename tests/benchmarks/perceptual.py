@@ -7,7 +7,6 @@ with the edited caption, then text optimisation, then perceptual guidance, then 
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import comfy.samplers
-import folder_paths
 import torch
 from torch import Tensor
 
@@ -30,7 +28,7 @@ from benchmarks.inversion import (
     Setting,
     Start,
     fitted,
-    install_alexnet,
+    install_lpips,
     parts,
     pivot,
     psnr,
@@ -42,7 +40,6 @@ from guided_synthesis.nodes import perceptual_guidance, text_guidance
 from guided_synthesis.nodes.host import perceptual_guidance as inner
 from guided_synthesis.nodes.host.inversion import InvertedNoise
 from guided_synthesis.nodes.host.perceptual import open_lpips
-from imagenet.weights import weights_file
 from tiny_sd import classifier, data
 
 FOLDER = KEPT.with_name("perceptual")
@@ -247,8 +244,7 @@ def _apart(distance: Distance, images: Tensor, others: Tensor) -> Tensor:
 @torch.inference_mode()
 def rows(bench: Bench) -> list[Row]:
     """Return the rows of all methods that are made so far, after the one that bounds them."""
-    install_alexnet()
-    install_vgg()
+    install_lpips("alexnet", "vgg16")
     with open_lpips("alex") as alex, open_lpips("vgg") as vgg:
         judge, decode = Judge(bench, alex, vgg), bench.photos.vae.decode
         found = [judge.row("no edit: the autoencoder's photo", bench.photos.rebuilt)]
@@ -257,11 +253,6 @@ def rows(bench: Bench) -> list[Row]:
                 latents, cost = torch.load(method.file, weights_only=True)
                 found.append(judge.row(method.name, decode(latents), cost))
         return found
-
-
-def install_vgg() -> None:
-    """Put VGG16's ImageNet weights where LPIPS looks for them in the host, beside AlexNet's."""
-    shutil.copy(weights_file("vgg16"), Path(folder_paths.models_dir) / "lpips")
 
 
 def table(found: list[Row]) -> str:

@@ -6,27 +6,24 @@ once is timed by itself. About ten minutes on one free core.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import folder_paths
 import nodes as host_nodes
 import torch
 from comfy.patcher_extension import WrappersMP
 from torch.nn.functional import interpolate
 
+from benchmarks.inversion import install_lpips
 from benchmarks.study import defaults
 from full_size import models
 from guided_synthesis.nodes import perceptual_guidance
 from guided_synthesis.nodes.host import gradients
 from guided_synthesis.nodes.host import perceptual_guidance as inner
-from imagenet.weights import weights_file
 from memory import MIB, PeakMemory
 from tiny_sd.host_model import install_taesd
 
@@ -75,7 +72,7 @@ class Bench:
 
     def __init__(self, size: int = SIZE) -> None:
         install_taesd()
-        _install_networks()
+        install_lpips("alexnet", "vgg16")
         self.model, self.vae, self.size = models.sd15_unet(), models.sd_vae(), size
         self.texts = [models.conditioning(self.model, seed) for seed in (1, 2)]
         blobs = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(SEED))
@@ -96,14 +93,6 @@ class Bench:
         with _opening_timed(found):
             host_nodes.common_ksampler(model, SEED, steps, CFG, "euler", "normal", *self.texts, latent)
         return found
-
-
-def _install_networks() -> None:
-    """Put the ImageNet networks where LPIPS looks for them in the host."""
-    folder = Path(folder_paths.models_dir) / "lpips"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("alexnet", "vgg16"):
-        shutil.copy(weights_file(name), folder)
 
 
 def _watched(model: Any, found: Steps, memory: str) -> Any:

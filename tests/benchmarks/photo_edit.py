@@ -27,7 +27,7 @@ from benchmarks.inversion import (
     Start,
     exact,
     fitted,
-    install_alexnet,
+    install_lpips,
     pictures,
     pivot,
     psnr,
@@ -206,7 +206,7 @@ def judged(
 @torch.inference_mode()
 def rows(bench: Bench) -> list[Row]:
     """Return the rows of what is made so far, after those that bound them."""
-    install_alexnet()
+    install_lpips("alexnet")
     with open_lpips("alex") as distance:
         found = [
             judged(bench, "no edit: the autoencoder's photo", None, bench.photos.rebuilt, distance),

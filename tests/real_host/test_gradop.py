@@ -1,13 +1,12 @@
 """The GradOP node on the real host: parity, effect, projections, company, counts, failures."""
 
 import re
-import shutil
 
 import pytest
 import torch
 
 from guided_synthesis.guidance.painting import gaussian
-from imagenet.weights import weights_file
+from imagenet.weights import install
 from real_host.sampling import SEED, STEPS, conditioning, sample, scene_painting
 from tiny_sd.host_model import install_taesd
 
@@ -134,7 +133,7 @@ def test_gamma_pulls_the_optimum_to_the_sample(gradop, kind):
 @pytest.fixture
 def lpips_folder(host, tmp_path, monkeypatch):
     """The folder `models/lpips`, with real AlexNet."""
-    shutil.copy(weights_file("alexnet"), tmp_path)
+    install(tmp_path, "alexnet")
     monkeypatch.setitem(host.folder_paths.folder_names_and_paths, "lpips", ([str(tmp_path)], set()))
     host.folder_paths.filename_list_cache.pop("lpips", None)
     yield tmp_path

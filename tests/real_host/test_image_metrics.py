@@ -6,7 +6,6 @@ import gc
 import json
 import math
 import re
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +14,7 @@ import pytest
 import torch
 
 from imagenet.photos import chelsea
-from imagenet.weights import weights_file
+from imagenet.weights import install
 
 WIDTH, SIDE = 24, 32  # numbers of a CLIP feature, px of the pictures that the small CLIP sees
 TEXT = "a photo of a fox and an apple in the snow"
@@ -27,9 +26,7 @@ def node(host, tmp_path_factory):
     from guided_synthesis.nodes import image_metrics
 
     folder = tmp_path_factory.mktemp("models") / "lpips"
-    folder.mkdir()
-    for name in ("alexnet", "vgg16"):
-        shutil.copy(weights_file(name), folder)
+    install(folder)
     patch = pytest.MonkeyPatch()
     patch.setitem(host.folder_paths.folder_names_and_paths, "lpips", ([str(folder)], set()))
     patch.setattr(host.folder_paths, "models_dir", str(folder.parent))

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from imagenet.photos import chelsea
-from imagenet.weights import weights_file
+from imagenet.weights import install
 
 FILES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
 GOLDEN = {
@@ -45,8 +45,7 @@ def folder(perceptual, host) -> Path:
     from torchvision.models import squeezenet1_1
 
     folder = Path(host.folder_paths.models_dir) / "lpips"
-    for name in ("alexnet", "vgg16"):
-        shutil.copy(weights_file(name), folder)
+    install(folder)
     torch.manual_seed(0)
     save_file(squeezenet1_1(weights=None).state_dict(), folder / "squeezenet1_1.safetensors")
     return folder

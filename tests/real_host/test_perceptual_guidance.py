@@ -2,7 +2,6 @@
 
 import gc
 import re
-import shutil
 import urllib.error
 import weakref
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from imagenet.weights import weights_file
+from imagenet.weights import install
 from real_host.models import as_v_prediction, control_net
 from real_host.sampling import SEED, STEPS, conditioning, empty_latent, sample, scene_painting
 from tiny_sd.world import draw, make_spec
@@ -37,8 +36,7 @@ def inner(node):
 def weights(host, tmp_path_factory):
     """A folder `models/lpips` with real AlexNet and VGG16; torchvision's own cache is empty."""
     folder, folders = tmp_path_factory.mktemp("lpips"), host.folder_paths
-    for name in ("alexnet", "vgg16"):
-        shutil.copy(weights_file(name), folder)
+    install(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(folders.folder_names_and_paths, "lpips", ([str(folder)], set()))
         patch.setattr(folders, "models_dir", str(folder))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from imagenet.weights import weights_file
+from imagenet.weights import install
 from tiny_sd.world import draw, make_spec
 
 VALUES = "0, 0.5, 2"
@@ -22,8 +21,7 @@ def node(host, tmp_path_factory):
     from guided_synthesis.nodes import sweep
 
     folder = tmp_path_factory.mktemp("models") / "lpips"
-    folder.mkdir()
-    shutil.copy(weights_file("alexnet"), folder)
+    install(folder, "alexnet")
     patch = pytest.MonkeyPatch()
     patch.setitem(host.folder_paths.folder_names_and_paths, "lpips", ([str(folder)], set()))
     patch.setattr(host.folder_paths, "models_dir", str(folder.parent))
