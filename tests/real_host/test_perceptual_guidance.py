@@ -404,6 +404,24 @@ def test_the_automatic_mask_covers_a_swapped_object(host, tiny, node, inner, mon
     assert hits / objects > 0.6 and hits / edits > 0.6, (hits / objects, hits / edits)
 
 
+def test_what_the_automatic_mask_frees_stays_as_the_model_wants_it_to_the_bit(
+    host, tiny, node, inner, reference, monkeypatch
+):
+    own, found = inner.EditRegion.untouched, []
+    monkeypatch.setattr(
+        inner.EditRegion, "untouched", lambda self, *pair: found.append(own(self, *pair)) or found[-1]
+    )
+    source = conditioning(tiny[1], "a photo of a cat on a beach")
+    widgets = {"auto_mask": True, "auto_mask_threshold": 0.8, "gradient": "to x0"}
+    model, before, after = between(node, tiny, reference, source=source, **widgets)
+    sample(host, model, tiny[1], TEXT)
+    assert len(found) == len(before) == len(after) == STEPS
+    for untouched, plain, guided in zip(found, before, after, strict=True):
+        same = (guided["denoised"] == plain["denoised"]).all(1, keepdim=True)
+        assert 0 < untouched.mean() < 1
+        assert same[untouched == 0].all() and not same[untouched == 1].any()
+
+
 def test_the_source_beside_the_hosts_conditions_changes_nothing_else(host, tiny, node, reference):
     """With hardly any strength a run with a source is the plain run, with areas and ControlNet as well."""
     clip = tiny[1]
