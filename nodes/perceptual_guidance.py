@@ -174,8 +174,8 @@ def _inputs() -> list[io.Input]:
             options=list(GRADIENTS),
             default=GRADIENTS[1],
             tooltip="through model: the gradient goes on through the model (DPS), so that objects move back to their "
-            "place; steps take two to three times as long, and more memory. to x0: the estimate itself is moved, cheap; "
-            "corrects colours and texture only.",
+            "place; steps take two to three times as long, and more memory. to x0: the estimate itself is moved, "
+            "cheap; corrects colours and texture only.",
         ),
         io.Combo.Input(
             "step_rule",
