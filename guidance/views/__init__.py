@@ -1,0 +1,1 @@
+"""Views: ways to look at a picture twice, by one protocol and one registry."""
