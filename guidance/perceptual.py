@@ -17,14 +17,12 @@ from torch.nn.functional import interpolate
 
 from .decoding import Decoder
 from .painting import fitted
-from .painting_functions import gaussian
 
 NORM_RATIO, RMS_CLIP = STEP_RULES = ("norm ratio", "rms clip")
 SMALLEST = 64  # px: LPIPS was fitted to patches of this size
 PULL_OF_NOISE = 0.3  # what cfg * rms(c - u) is of rms(x - D)
 STEEPEST = 0.1  # latent units: the longest step of "rms clip" at strength 1
 TINY = 1e-20  # keeps a quotient finite where nothing is left to gain
-BLURS = 12  # standard deviations of the blur of an edit's region that make the picture's short side
 
 
 class PerceptualObjective:
@@ -117,23 +115,3 @@ def moved(denoised: Tensor, move: Tensor) -> Tensor:
     """Return `denoised` - `move` in the dtype of `denoised`; where `move` is 0 it is `denoised` to the bit."""
     precise = torch.promote_types(denoised.dtype, torch.float32)
     return (denoised.to(precise) - move.to(precise)).to(denoised.dtype)
-
-
-class EditRegion:
-    """What an edit changes, by the difference of the estimates with source and edited text (DiffEdit, 2210.11427).
-
-    |D_edit - D_source|, mean of the channels and blurred, is summed over the steps so far: early ones, which decide the
-    layout and differ most, count most. Each sample has its own region.
-    """
-
-    def __init__(self, threshold: float) -> None:
-        """Take the share of the largest difference from which on a cell belongs to the edit, in (0, 1]."""
-        self._threshold, self._sum = threshold, torch.zeros(())
-
-    def untouched(self, source: Tensor, edit: Tensor) -> Tensor:
-        """Add a step's estimates (B, C, h, w); return what the edit leaves alone so far: (B, 1, h, w), 0 or 1."""
-        difference = (edit.float() - source.float()).abs().mean(1, keepdim=True)
-        blurred = gaussian(difference, min(difference.shape[-2:]) / BLURS)
-        self._sum = self._sum.to(blurred) + blurred
-        largest = self._sum.amax((1, 2, 3), keepdim=True).clamp_min(TINY)
-        return (self._sum < self._threshold * largest).float()

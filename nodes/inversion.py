@@ -10,17 +10,21 @@ import logging
 
 from comfy_api.latest import io, ui
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from ..guidance.inversion import BELM, DDIM, IMPLICIT
 from ..guidance.trajectory import Trajectory
-from .host.direct_inversion import keep_source
+from .host import checks
+from .host.direct_inversion import Kept, keep_source
 from .host.inversion import InvertedNoise, belm_sampler, invert, round_trip, tolerance_problem
 from .host.plots import curve
 from .host.sampling import Progress
 from .host.schema import tolerant
 from .host.sockets import TrajectorySocket
+from .host.widgets import switch
 
 CATEGORY = "guided synthesis/inversion"
+PIXELS_PER_CELL = 8  # of SD 1.x, 2.x and SDXL
 SEEN = 0.02  # rms of latents; on the demo model a photo loses 0.2 dB by it, against what the VAE alone loses
 
 
@@ -236,13 +240,44 @@ class DirectInversion(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Corrects each sampling step so that the inverted photo comes out exactly, at any prompt and cfg, "
-                "with no optimisation. In a batch the first pictures are corrected; the others can look at them "
-                "(Prompt-to-Prompt Guider). For euler and ddim with the sigmas of the inversion."
+                "with no optimisation: everywhere, or outside of what you edit. In a batch the first pictures are "
+                "corrected; the others can look at them (Prompt-to-Prompt Guider). For euler and ddim with the sigmas "
+                "of the inversion."
             ),
-            search_aliases=["pnp inversion", "direct inversion", "edit photo", "reconstruction"],
+            search_aliases=[
+                "pnp inversion",
+                "direct inversion",
+                "edit photo",
+                "reconstruction",
+                "diffedit",
+                "keep background",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The model that the photo was inverted with."),
                 TrajectorySocket.Input("trajectory", tooltip="From Invert; ddim at cfg 1 is enough."),
+                switch(
+                    "auto_mask",
+                    False,
+                    "Keep the photo only where the edit changes nothing: found from the difference of the estimates "
+                    "with the source's and the edited prompt. With the Text Guidance Guider.",
+                ),
+                tolerant(
+                    io.Float.Input,
+                    "auto_mask_threshold",
+                    default=0.4,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="For auto_mask: how strong a change must be, of the strongest, to count as the edit. Lower "
+                    "frees more of the picture.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where the photo stays: white stays, black is free for the prompt. Not connected: "
+                    "everywhere.",
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -252,9 +287,12 @@ class DirectInversion(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, trajectory) -> io.NodeOutput:
-        """Patch the model."""
-        return io.NodeOutput(keep_source(model, trajectory))
+    def execute(cls, model, trajectory, auto_mask=False, auto_mask_threshold=0.4, mask=None) -> io.NodeOutput:
+        """Check the mask, then patch the model."""
+        photo = interpolate(trajectory.latents[0].to("meta"), scale_factor=PIXELS_PER_CELL)
+        region = checks.mask(mask, photo, "mask", "the photo")
+        threshold = auto_mask_threshold if auto_mask else None
+        return io.NodeOutput(keep_source(model, trajectory, Kept(region, threshold)))
 
 
 NODES = [Invert, BELMSampler, DirectInversion]

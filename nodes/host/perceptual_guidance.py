@@ -17,10 +17,10 @@ from comfy.patcher_extension import WrappersMP
 from comfy.sampler_helpers import convert_cond
 from torch import Tensor
 
+from ...guidance.edit_region import EditRegion
 from ...guidance.painting import fitted
 from ...guidance.perceptual import (
     RMS_CLIP,
-    EditRegion,
     PerceptualObjective,
     moved,
     norm_ratio,

@@ -36,20 +36,21 @@ from benchmarks.inversion import (
 from benchmarks.photo_edit import RIM, SETTING, background
 from benchmarks.prompt_to_prompt import swaps
 from benchmarks.study import SAMPLER, defaults
-from guided_synthesis.nodes import perceptual_guidance, text_guidance
+from guided_synthesis.nodes import inversion, perceptual_guidance, text_guidance
 from guided_synthesis.nodes.host import perceptual_guidance as inner
 from guided_synthesis.nodes.host.inversion import InvertedNoise
 from guided_synthesis.nodes.host.perceptual import open_lpips
 from tiny_sd import classifier, data
 
 FOLDER = KEPT.with_name("perceptual")
-# Text guidance's defaults were chosen on edits from HELD_OUT + 150_000, Perceptual Guidance's on scenes below HELD_OUT.
+# Text guidance's defaults were chosen on edits from HELD_OUT + 150_000, Direct Inversion's threshold on those from
+# HELD_OUT + 160_000, Perceptual Guidance's defaults on scenes below HELD_OUT.
 EDITS, FIRST = 60, data.HELD_OUT + 140_000
 
 Find = Callable[[Photos, slice, Setting], Start]
 
 
-AUTO, TRUE = "auto mask", "true mask"
+AUTO, TRUE, DIRECT = "auto mask", "true mask", "direct inversion auto mask"
 INVERSIONS = ("ddim", "null-text")
 
 
@@ -65,6 +66,8 @@ class Method:
     """Widgets of Perceptual Guidance beside its defaults; None: none."""
     true_mask: bool = False
     """Whether the background is given as the mask, which nobody knows in practice."""
+    kept: bool = False
+    """Whether Direct Inversion keeps the photo outside of its automatic mask."""
 
     @property
     def file(self) -> Path:
@@ -72,15 +75,16 @@ class Method:
         return FOLDER / (self.name.replace(", ", "_").replace(" ", "-") + ".pt")
 
 
-def _methods(inversion: str, find: Find, text: dict) -> tuple[Method, ...]:
-    """Return the rows of one inversion: each adds to the one before it."""
-    name = f"{inversion}, text, perceptual"
+def _methods(start: str, find: Find, text: dict) -> tuple[Method, ...]:
+    """Return the rows of one inversion: plain, with text guidance, and what may be added to that."""
+    name = f"{start}, text, perceptual"
     return (
-        Method(inversion, find),
-        Method(f"{inversion}, text", find, text),
+        Method(start, find),
+        Method(f"{start}, text", find, text),
         Method(name, find, text, KEEP),
         Method(f"{name}, {AUTO}", find, text, KEEP | {"auto_mask": True}),
         Method(f"{name}, {TRUE}", find, text, KEEP, true_mask=True),
+        Method(f"{start}, text, {DIRECT}", find, text, kept=True),
     )
 
 
@@ -109,9 +113,12 @@ class Bench(photo_edit.Bench):
         texts = [clip.encode_from_tokens(clip.tokenize(swap.edited.caption)) for swap in chosen]
         return [[torch.cat(texts), {}]]
 
-    def guided(self, method: Method, part: slice) -> Any:
-        """Return MODEL with Perceptual Guidance, if the method has it."""
+    def guided(self, method: Method, part: slice, start: Start) -> Any:
+        """Return MODEL with Perceptual Guidance or Direct Inversion, if the method has it."""
         photos = self.photos
+        if method.kept:
+            node, chosen = inversion.DirectInversion, {"auto_mask": True}
+            return node.execute(photos.model, start.trajectory, **defaults(node) | chosen).args[0]
         if method.perceptual is None:
             return photos.model
         node = perceptual_guidance.PerceptualGuidance
@@ -121,7 +128,7 @@ class Bench(photo_edit.Bench):
 
     def guider(self, method: Method, part: slice, start: Start) -> Any:
         """Return the GUIDER of a method."""
-        photos, model = self.photos, self.guided(method, part)
+        photos, model = self.photos, self.guided(method, part, start)
         null = start.negative or photos.text(part, empty=True)
         if method.text is None:
             plain = comfy.samplers.CFGGuider(model)
@@ -272,9 +279,9 @@ def goals(found: list[Row]) -> str:
     """Return the goal of the issue with what was measured, for each inversion."""
     named = {row.name: row for row in found}
     lines = [GOAL_HEAD, "| --- | ---: | ---: | ---: | --- |"]
-    for inversion in INVERSIONS:
-        for masked in (AUTO, TRUE):
-            row, base = named.get(f"{inversion}, text, perceptual, {masked}"), named.get(f"{inversion}, text")
+    for start in INVERSIONS:
+        for masked in (f"perceptual, {AUTO}", f"perceptual, {TRUE}", DIRECT):
+            row, base = named.get(f"{start}, text, {masked}"), named.get(f"{start}, text")
             if row is not None and base is not None:
                 lines.append(_goal(row, base))
     return "\n".join(lines)
@@ -318,6 +325,7 @@ Guidance Guider at its defaults, with null-texts at gamma {FITTED["gamma"]:g}.
 `perceptual`: Perceptual Guidance with the photo, gradient {KEEP["gradient"]}, decoder {KEEP["decoder"]}, net
 {KEEP["net"]}, strength {KEEP["strength"]:g}, at every step: so LPIPS alex is what it minimises, and LPIPS vgg the judge
 that it has not seen.
+`{DIRECT}`: no perceptual guidance; the photo's own path outside of what the edit changes.
 `{AUTO}`: found from the guider's two predictions. `{TRUE}`: the background of the drawn scenes, which nobody knows: a
 bound. PSNR (dB) and LPIPS (ImageNet weights) of the whole picture are against the photo, and the edited object counts
 as an error, as in the paper; those of the background are against the autoencoder's reconstruction, where the drawings

@@ -15,6 +15,7 @@ from tiny_sd.world import draw, make_spec
 
 CFG, STEPS, SCHEDULER = 7.5, 10, "karras"
 WRONG = "a photo of a panda on a beach"
+SOURCE, EDIT = "a photo of a fox and an apple in the snow", "a photo of a panda and an apple in the snow"
 
 
 @pytest.fixture(scope="module")
@@ -209,3 +210,111 @@ def test_the_trajectory_of_another_model_is_one_sentence(node, tiny, inverted):
     other = Trajectory(**(vars(inverted[2]) | {"model": "0123456789abcdef"}))
     with pytest.raises(ValueError, match="made with another model, .* Connect the model"):
         node.DirectInversion.execute(tiny[0], other)
+
+
+def edited(node, host, tiny, photo, inverted, edit=EDIT, model=None, **widgets):
+    """The photo edited by the Text Guidance Guider, with what the node keeps; its MODEL's own without widgets."""
+    from guided_synthesis.nodes.text_guidance import TextGuidanceGuider
+
+    inputs = TextGuidanceGuider.define_schema().inputs
+    settings = {each.id: each.default for each in inputs if getattr(each, "default", None) is not None}
+    _, noise, path = inverted
+    latent = torch.zeros_like(photo.latent)
+    with torch.inference_mode():
+        if widgets:
+            model = node.DirectInversion.execute(model or tiny[0], path, **widgets).args[0]
+        source, changed = conditioning(tiny[1], SOURCE), conditioning(tiny[1], edit)
+        guider = TextGuidanceGuider.execute(
+            model or tiny[0], source, changed, photo.negative, **settings
+        ).args[0]
+        start = noise.generate_noise({"samples": latent})
+        euler = host.comfy.samplers.sampler_object("euler")
+        return guider.sample(start, latent, euler, path.sigmas, disable_pbar=True, seed=SEED)
+
+
+@pytest.fixture(scope="module")
+def scene(node, host, tiny):
+    """A fox and an apple in the snow, with where the fox stands: (1, 128, 128), and what Invert makes of it."""
+    painting, mask = scene_painting()
+    with torch.inference_mode():
+        latent = tiny[2].encode(painting)
+    subject = SimpleNamespace(
+        latent=latent, positive=conditioning(tiny[1], SOURCE), negative=conditioning(tiny[1], "")
+    )
+    return subject, run(node, host, tiny[0], subject, "ddim").args
+
+
+def test_outside_of_a_painted_mask_the_photo_comes_back_and_inside_it_is_edited(node, host, tiny, scene):
+    photo, inverted = scene
+    stays = torch.zeros(1, 128, 128)
+    stays[..., 64:] = 1
+    found = edited(node, host, tiny, photo, inverted, mask=stays)
+    assert torch.allclose(found[..., 8:], photo.latent[..., 8:], atol=1e-3)
+    assert rms(found[..., :8] - photo.latent[..., :8]).min() > 0.1
+    half = edited(node, host, tiny, photo, inverted, mask=0.5 * torch.ones(1, 128, 128))
+    free = edited(node, host, tiny, photo, inverted)
+    apart = [rms(each - photo.latent).item() for each in (half, free)]
+    assert 0 < apart[0] < 0.9 * apart[1]
+
+
+def test_a_free_cell_is_what_the_guider_makes_of_it_to_the_bit(node, host, tiny, scene):
+    """With a threshold that no cell is below and one step, nothing has told the model of the photo yet."""
+    photo, inverted = scene
+    stays = torch.zeros(1, 16, 16)
+    stays[..., 8:] = 1
+    seen = []
+    model = tiny[0].clone()
+    model.set_model_sampler_post_cfg_function(lambda args: seen.append(args["denoised"]) or args["denoised"])
+    with torch.inference_mode():
+        model = node.DirectInversion.execute(model, inverted[2], mask=stays).args[0]
+    model.set_model_sampler_post_cfg_function(lambda args: seen.append(args["denoised"]) or args["denoised"])
+    edited(node, host, tiny, photo, inverted, model=model)
+    free, kept_there = seen[0], seen[1]
+    assert torch.equal(free[..., :8], kept_there[..., :8]) and not torch.equal(free, kept_there)
+
+
+def test_the_automatic_mask_keeps_most_of_the_photo_and_lets_the_edit_happen(node, host, tiny, scene):
+    photo, inverted = scene
+    found = edited(node, host, tiny, photo, inverted, auto_mask=True)
+    free = edited(node, host, tiny, photo, inverted)
+    apart, alone = ((each - photo.latent).abs().amax(1) for each in (found, free))
+    back = apart < 1e-3
+    assert 0.3 < back.float().mean() < 0.98
+    assert alone[back].mean() > 0.02 and apart[~back].mean() > 0.5 * alone[~back].mean()
+    shares = [
+        (edited(node, host, tiny, photo, inverted, auto_mask=True, auto_mask_threshold=one) - photo.latent)
+        .abs()
+        .mean()
+        for one in (0.05, 0.4, 1.0)
+    ]
+    assert shares[0] > shares[1] > shares[2]
+
+
+def test_equal_prompts_with_the_automatic_mask_give_the_photo_back(node, host, tiny, scene):
+    photo, inverted = scene
+    found = edited(node, host, tiny, photo, inverted, edit=SOURCE, auto_mask=True)
+    assert (rms(found - photo.latent) < 1e-3).all()
+
+
+def test_a_second_run_finds_its_own_region(node, host, tiny, scene):
+    photo, inverted = scene
+    with torch.inference_mode():
+        model = node.DirectInversion.execute(tiny[0], inverted[2], auto_mask=True).args[0]
+    runs = [
+        edited(node, host, tiny, photo, inverted, edit=text, model=model)
+        for text in (EDIT, "a photo of a fox and a clock in the snow", EDIT)
+    ]
+    assert torch.equal(runs[0], runs[2]) and not torch.equal(runs[0], runs[1])
+
+
+def test_bad_masks_and_a_guider_that_does_not_tell_are_sentences(node, host, tiny, photo, inverted):
+    path = inverted[2]
+    with pytest.raises(ValueError, match="mask is empty .* Paint it, or disconnect it"):
+        node.DirectInversion.execute(tiny[0], path, mask=torch.zeros(1, 128, 128))
+    with pytest.raises(ValueError, match="mask is 192x128 px but the photo is 128x128 px"):
+        node.DirectInversion.execute(tiny[0], path, mask=torch.ones(1, 128, 192))
+    with torch.inference_mode():
+        model = node.DirectInversion.execute(tiny[0], path, auto_mask=True).args[0]
+    widgets = {"steps": STEPS, "scheduler": SCHEDULER}
+    with pytest.raises(ValueError, match="Sample with the Text Guidance Guider, paint a mask, or switch"):
+        sample(host, model, tiny[1], WRONG, **widgets)
