@@ -31,6 +31,9 @@ MODULES = (
     "repaint",
     "image_metrics",
     "sweep",
+    "anagram",
+    "view_pictures",
+    "illusion_score",
 )
 
 

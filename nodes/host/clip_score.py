@@ -5,6 +5,7 @@ CLIPScore: A Reference-free Evaluation Metric for Image Captioning (arXiv 2104.0
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import comfy.clip_model
@@ -30,15 +31,20 @@ NO_TEXT_SIDE = (
 
 
 def clip_scores(images: Tensor, text: str, clip: Any, clip_vision: Any) -> Tensor:
-    """Return 100 cos (B,) of RGB `images` (B, 3, H, W) in [0, 1] and `text`, float32 on the CPU.
+    """Return 100 cos (B,) of RGB `images` (B, 3, H, W) in [0, 1] and `text`, as `clip_score_table` does."""
+    return clip_score_table(images.split(1), [text], clip, clip_vision)[:, 0]
+
+
+def clip_score_table(pictures: Iterable[Tensor], texts: Sequence[str], clip: Any, clip_vision: Any) -> Tensor:
+    """Return 100 cos (P, T) of P RGB `pictures` (1, 3, H, W) in [0, 1] and T `texts`, float32 on the CPU.
 
     The pictures are scaled and cropped to the square that CLIP sees; of a long text the first 75 tokens count. Raises
     ValueError unless both sides end in the projections of one CLIP model, as far as their sizes and weights can tell.
     """
     projection = getattr(clip_vision.model, "visual_projection", None)
     _check_projection(projection, NO_IMAGE_SIDE)
-    words = _text_features(clip, text, len(projection.weight))
-    return torch.cat([cosine_score(_image_features(clip_vision, one), words) for one in images.split(1)])
+    words = torch.cat([_text_features(clip, text, len(projection.weight)) for text in texts])
+    return torch.stack([cosine_score(_image_features(clip_vision, one), words) for one in pictures])
 
 
 def _image_features(clip_vision: Any, image: Tensor) -> Tensor:

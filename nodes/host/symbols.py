@@ -166,6 +166,32 @@ NEEDED = {
         "comfy_api.latest.ui.PreviewImage",
         "comfy_api.latest.ui.PreviewText",
     ),
+    "anagram": (
+        *COMMON,
+        *DECODING,
+        "comfy.conds.CONDNoiseShape",
+        "comfy.patcher_extension.get_all_wrappers",
+        "comfy.sampler_helpers.prepare_mask",
+        "comfy.samplers.CFGGuider",
+        "comfy.samplers.calc_cond_batch",
+        "comfy.samplers.cfg_function",
+        "comfy.samplers.process_conds",
+        "comfy.utils.common_upscale",
+    ),
+    "view_pictures": (
+        *COMMON,
+        *RESTARTING,
+        "comfy.utils.ProgressBar",
+        "comfy_api.latest.ui.ImageSaveHelper.save_animated_webp",
+        "comfy_api.latest.ui.PreviewImage",
+    ),
+    "illusion_score": (
+        *COMMON,
+        "comfy.clip_model.CLIPTextModel",
+        "comfy.model_management.load_model_gpu",
+        "comfy.utils.ProgressBar",
+        "comfy_api.latest.ui.PreviewText",
+    ),
 }
 
 
