@@ -56,8 +56,8 @@ def check_size(readings: Views, height: int, width: int, in_latents: bool) -> No
         if in_latents and not reading.view.in_latents(height, width):
             raise ValueError(
                 f"{_named(reading, number)} cannot be seen in latents of {width}x{height} cells: it does not move "
-                "whole cells, or changes colours. Choose the domain pixel; of patches, rows and columns that divide "
-                "the cells will do."
+                "whole cells, changes colours, or blurs by less than a cell. Choose the domain pixel; of patches, rows "
+                "and columns that divide the cells will do, of blurs a larger sigma or picture."
             )
     if readings[0].view.component:
         _check_sum(readings, height, width)

@@ -6,14 +6,12 @@ pixel is after LookingGlass (arXiv 2504.08902), see nodes/host/pixel_anagram.py.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..guidance.anagram import MEAN, REDUCTIONS, counting
 from ..guidance.views.protocol import Reading
-from ..guidance.views.protocol import View as AView
 from ..guidance.views.registry import VIEWS, Parameters, make
 from .host import checks
 from .host.anagram import AnagramGuider as LatentGuider
@@ -78,17 +76,9 @@ def _parameters(names: list[str]) -> list[io.Input]:
     return [of[parameter](_read_by(parameter, names)) for parameter in needed]
 
 
-def _made(name: str, experimental: bool, widgets: dict[str, Any]) -> AView:
-    """Return the view of this name; raise ValueError if it is experimental and that is not wanted."""
-    if widgets.get("mask") is not None:
-        widgets["mask"] = widgets["mask"].reshape(-1, 1, *widgets["mask"].shape[-2:])[:1].float()
-    view = make(name, Parameters(**widgets))
-    if view.experimental and not experimental:
-        raise ValueError(
-            f"The view {name} is there to show what does not work: {view.experimental} Turn on experimental to use it "
-            "all the same, or choose another view."
-        )
-    return view
+def _one(mask: Tensor | None) -> Tensor | None:
+    """Return the first of MASK (B, H, W) as (1, 1, H, W) float32, or None."""
+    return None if mask is None else mask.reshape(-1, 1, *mask.shape[-2:])[:1].float()
 
 
 class View(io.ComfyNode):
@@ -165,11 +155,29 @@ class View(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, view, weight, experimental, conditioning=None, negative=None, views=(), **widgets
+        cls,
+        view,
+        angle,
+        rows,
+        columns,
+        size,
+        sigma,
+        seed,
+        weight,
+        experimental,
+        conditioning=None,
+        negative=None,
+        mask=None,
+        views=(),
     ) -> io.NodeOutput:
         """Add the view."""
-        made = _made(view, experimental, widgets)
-        link = Reading(made, positive=conditioning, negative=negative, weight=weight, title=view)
+        found = make(view, Parameters(angle, rows, columns, size, sigma, seed, _one(mask)))
+        if found.experimental and not experimental:
+            raise ValueError(
+                f"The view {view} is there to show what does not work: {found.experimental} Turn on experimental to "
+                "use it all the same, or choose another view."
+            )
+        link = Reading(found, positive=conditioning, negative=negative, weight=weight, title=view)
         return io.NodeOutput((*(views or ()), link))
 
 
@@ -212,10 +220,10 @@ class ReferenceComponent(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, component, reference, views=(), **widgets) -> io.NodeOutput:
+    def execute(cls, component, size, sigma, reference, mask=None, views=()) -> io.NodeOutput:
         """Add the component."""
-        picture = checks.picture(reference, "reference")
-        link = Reading(_made(component, False, widgets), reference=picture, title=component)
+        found = make(component, Parameters(size=size, sigma=sigma, mask=_one(mask)))
+        link = Reading(found, reference=checks.picture(reference, "reference"), title=component)
         return io.NodeOutput((*(views or ()), link))
 
 
@@ -312,7 +320,7 @@ def _guider_inputs() -> list[io.Input]:
         io.Float.Input(
             "end_percent",
             default=1.0,
-            tooltip="Domain pixel: when they end to agree; 1 is the last step. Less is faster and crisper.",
+            tooltip="Domain pixel: when they end to agree; 1 is the last step. With less, one view wins in the end.",
             **PERCENT,
         ),
         io.Vae.Input(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.model_management
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
 from ...guidance.anagram import ALTERNATE, MEAN, check_size, leaves_alone, noise_as_seen, shares
+from ...guidance.pyramid import blended
 from ...guidance.views.protocol import View, Views
 from . import gradients
 from .anagram import AnagramGuider, fitted
@@ -123,6 +125,7 @@ class PixelAnagramGuider(AnagramGuider):
 
     def _agreed(self, rows: list[Tensor], weights: tuple[float, ...]) -> list[Tensor]:
         """Return estimates (B, C, h, w) of all views that show one picture, each with its own residual of the VAE."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
         pictures = [self.pixels.decode(row) for row in rows]
         common = self._common(pictures, weights)
         return [
@@ -132,6 +135,8 @@ class PixelAnagramGuider(AnagramGuider):
 
     def _common(self, pictures: list[Tensor], weights: tuple[float, ...]) -> Tensor:
         """Return the one picture (B, 3, H, W) behind the pictures that the views show."""
+        if not self.views[0].component:
+            return blended(pictures, self.views, weights).clamp(-1, 1)
         parts = [view.inverse(picture) for view, picture in zip(self.views, pictures, strict=True)]
         return self.reduced(parts, list(weights)).clamp(-1, 1)
 
@@ -189,7 +194,7 @@ class Pixels:
         gradients.load([vae.patcher], memory, getattr(vae, "disable_offload", False))
         with torch.no_grad():
             found = [gradients.decode(vae, self._from_model(latent)) for latent in latents.split(1)]
-        return torch.cat(found).clamp(0, 1) * 2 - 1
+        return torch.cat(found).to(latents.device).clamp(0, 1) * 2 - 1
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Return the latents of the pictures, float32."""

@@ -23,6 +23,7 @@ NAMES = (
     "perceptual_cost",
     "composition",
     "repaint",
+    "illusions",
 )
 
 

@@ -4,7 +4,10 @@ A small convolutional network over places: every cell of an 8x8 grid scores the 
 over the cells scores the picture (several nouns may be true). It has seen only drawn scenes, never a sample
 or a decoded picture; blur, colour shifts and noise in training keep it from minding soft pixels. Host-free.
 
-python tests/tiny_sd/classifier.py [--steps 1100] [--scenes 20000]     trains it again and prints its score
+A second one, `load(TURNED)`, has seen the scenes upright, on their sides and upside down: it judges whether an object
+is hidden in the views of an illusion that are not its own.
+
+python tests/tiny_sd/classifier.py [--steps 1100] [--scenes 20000] [--turned]     trains it again, prints its score
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from tiny_sd import data  # noqa: E402
 from tiny_sd.art import NOUNS  # noqa: E402
 from tiny_sd.world import SIZE, Spec, draw, make_spec  # noqa: E402
 
-WEIGHTS = HERE / "classifier.safetensors"
+WEIGHTS, TURNED = HERE / "classifier.safetensors", HERE / "classifier_turned.safetensors"
 NAMES = tuple(NOUNS)
 _WIDTHS = ((3, 32, 2), (32, 48, 1), (48, 96, 2), (96, 96, 1), (96, 160, 2), (160, 160, 1))  # in, out, stride
 
@@ -103,8 +106,11 @@ def _labels(specs: Sequence[Spec]) -> Tensor:
     return labels
 
 
-def _varied(small: Tensor, random: torch.Generator) -> Tensor:
-    """Mirror, shift, scale, blur, tint and roughen pictures (B, 3, 64, 64), each differently."""
+def _varied(small: Tensor, random: torch.Generator, turned: bool) -> Tensor:
+    """Mirror, shift, scale, blur, tint and roughen pictures (B, 3, 64, 64), each differently.
+
+    With `turned`, also by quarter turns.
+    """
 
     def draws(*shape: int, low: float, high: float) -> Tensor:
         return torch.rand(len(small), *shape, generator=random) * (high - low) + low
@@ -112,6 +118,10 @@ def _varied(small: Tensor, random: torch.Generator) -> Tensor:
     frames = torch.zeros(len(small), 2, 3)
     frames[:, 0, 0] = draws(low=0.85, high=1.15) * draws(low=-1, high=1).sign()
     frames[:, 1, 1] = draws(low=0.85, high=1.15)
+    if turned:
+        angle = torch.randint(4, (len(small),), generator=random) * torch.pi / 2
+        rows = torch.stack([angle.cos(), -angle.sin()], 1), torch.stack([angle.sin(), angle.cos()], 1)
+        frames[:, :, :2] = torch.stack(rows, 1) @ frames[:, :, :2]
     frames[:, :, 2] = draws(2, low=-0.12, high=0.12)
     grid = affine_grid(frames, list(small.shape), align_corners=False)
     small = grid_sample(small, grid, padding_mode="reflection", align_corners=False)
@@ -125,7 +135,7 @@ def _varied(small: Tensor, random: torch.Generator) -> Tensor:
     return (small + grain * draws(1, 1, 1, low=0, high=0.06)).clamp(0, 1)
 
 
-def train(scenes: int, steps: int, cache: Path, batch: int = 64) -> Classifier:
+def train(scenes: int, steps: int, cache: Path, batch: int = 64, turned: bool = False) -> Classifier:
     """Train on the first `scenes` scenes (seeds below `data.HELD_OUT` only), which `cache` keeps."""
     torch.manual_seed(0)
     random = torch.Generator().manual_seed(0)
@@ -137,7 +147,7 @@ def train(scenes: int, steps: int, cache: Path, batch: int = 64) -> Classifier:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
     for step in range(1, steps + 1):
         picks = torch.randint(scenes, (batch,), generator=random)
-        images = _varied(small[picks].float(), random).contiguous(memory_format=torch.channels_last)
+        images = _varied(small[picks].float(), random, turned).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(images)
         loss = (softplus(logits) - logits * labels[picks]).sum(1).mean()  # binary cross-entropy over nouns
@@ -150,10 +160,14 @@ def train(scenes: int, steps: int, cache: Path, batch: int = 64) -> Classifier:
     return model.eval()
 
 
-def held_out(model: Classifier, count: int = 400) -> tuple[float, float]:
-    """Return the shares of held-out scenes whose main object, and whose second object, `model` names."""
+def held_out(model: Classifier, count: int = 400, turns: int = 0) -> tuple[float, float]:
+    """Return the shares of held-out scenes whose main object, and whose second object, `model` names.
+
+    It is shown them after so many quarter turns.
+    """
     scenes = [draw(make_spec(data.HELD_OUT + index)) for index in range(count)]
-    hits = model.recognised(pictures([s.image for s in scenes]), [s.spec for s in scenes])
+    shown = pictures([s.image for s in scenes]).rot90(turns, (2, 3))
+    hits = model.recognised(shown, [s.spec for s in scenes])
     second = [hit[1] for hit in hits if len(hit) == 2]
     return sum(hit[0] for hit in hits) / count, sum(second) / len(second)
 
@@ -163,12 +177,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=1100)
     parser.add_argument("--scenes", type=int, default=20000)
+    parser.add_argument("--turned", action="store_true", help="the one that knows objects in any position")
     args = parser.parse_args()
-    model = train(args.scenes, args.steps, HERE.parents[1] / ".host" / "training")
+    file = TURNED if args.turned else WEIGHTS
+    cache = HERE.parents[1] / ".host" / "training"
+    model = train(args.scenes, args.steps, cache, turned=args.turned)
     state = {key: value for key, value in model.state_dict().items() if value.is_floating_point()}
-    save_file({key: value.half().contiguous() for key, value in state.items()}, WEIGHTS)
-    main_share, second_share = held_out(load())
-    print(f"held-out scenes: main object {main_share:.1%}, second object {second_share:.1%}")
+    save_file({key: value.half().contiguous() for key, value in state.items()}, file)
+    for turns in range(4 if args.turned else 1):
+        main_share, second_share = held_out(load(file), turns=turns)
+        print(f"held-out scenes, {90 * turns} deg: main object {main_share:.1%}, second {second_share:.1%}")
 
 
 if __name__ == "__main__":
