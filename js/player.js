@@ -2,19 +2,11 @@
 // It knows the page, but nothing of ComfyUI.
 
 import { corner, nearestStop, schedule, shotAt } from "./film.js";
-import { STYLE } from "./player_style.js";
+import { make, parts } from "./player_parts.js";
 
 const HINT = "Run the graph to play the views";
 const GONE = "The host no longer has the frames: run the graph again";
-
-/** Tell whether the user asked for a page at rest; then nothing moves by itself. */
-const atRest = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
-
-function make(tag, attributes = {}) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  return element;
-}
+const REST = "(prefers-reduced-motion: reduce)"; // the user wants a page on which nothing moves by itself
 
 /**
  * The player. `element` goes into the page; `show` gives it a film; `dispose` ends what it has running.
@@ -24,20 +16,15 @@ export class Player {
   #film = null; // what nodes/host/view_player.py describes, and its `sheet`, an image
   #shots = [];
   #time = 0; // ms since the start of the schedule
-  #drawn = 0; // when the picture on the screen was drawn, ms
+  #now = 0; // ms, on the clock of the page
   #tick = 0; // the animation frame that is waited for; 0: at rest
   #scale = null; // how many steps the slider has
   #loading = null;
 
   constructor(ask = () => {}) {
-    this.element = make("div", { class: "guided-synthesis-player" });
-    this.hint = make("p", { class: "hint", role: "status" });
-    this.picture = make("canvas", { class: "picture", role: "img" });
-    this.button = make("button", { type: "button" });
-    this.slider = make("input", { type: "range", min: 0, step: 1, "aria-label": "Frame" });
-    this.marks = make("div", { class: "marks" });
-    this.label = make("div", { class: "label" });
-    this.#assemble();
+    Object.assign(this, parts()); // element, hint, picture, label, button, marks, slider
+    this.rest = matchMedia(REST);
+    this.changed = () => this.pause();
     this.#listen();
     this.#watch(ask);
     this.#say(HINT);
@@ -67,10 +54,10 @@ export class Player {
   }
 
   play() {
-    if (this.playing || this.empty || atRest() || this.#film.count < 2) return;
+    if (this.playing || this.empty || this.rest.matches || this.#film.count < 2) return;
     const shot = shotAt(this.#shots, this.#time);
     if (this.#film.stops.includes(shot.frame)) this.#time = shot.to; // it has been looked at
-    this.#drawn = performance.now();
+    this.#now = performance.now();
     this.#tick = requestAnimationFrame((now) => this.#advance(now));
     this.#draw();
   }
@@ -85,6 +72,7 @@ export class Player {
     this.#loading = null;
     this.pause();
     this.seen.disconnect();
+    this.rest.removeEventListener("change", this.changed);
   }
 
   #begin() {
@@ -99,9 +87,10 @@ export class Player {
   }
 
   #advance(now) {
-    this.#time = (this.#time + Math.max(0, now - this.#drawn)) % this.#shots.at(-1).to;
-    this.#drawn = now;
-    this.#draw();
+    const before = this.#frame();
+    this.#time = (this.#time + Math.max(0, now - this.#now)) % this.#shots.at(-1).to;
+    this.#now = now;
+    if (this.#frame() !== before) this.#draw();
     this.#tick = requestAnimationFrame((later) => this.#advance(later));
   }
 
@@ -113,7 +102,7 @@ export class Player {
 
   #toggle() {
     if (this.empty) return;
-    if (atRest()) this.#next();
+    if (this.rest.matches) this.#next();
     else if (this.playing) this.pause();
     else this.play();
   }
@@ -126,7 +115,7 @@ export class Player {
   #slide() {
     if (this.empty) return;
     const value = Number(this.slider.value);
-    this.#seek(atRest() ? this.#film.stops[value] : value);
+    this.#seek(this.rest.matches ? this.#film.stops[value] : value);
   }
 
   #frame() {
@@ -134,16 +123,20 @@ export class Player {
   }
 
   #draw() {
-    const { sheet, width, height, stops, labels } = this.#film;
+    const { sheet, count, width, height, stops, labels } = this.#film;
     const frame = this.#frame();
     const stop = nearestStop(stops, frame);
-    const pen = this.picture.getContext("2d");
-    pen.clearRect(0, 0, width, height);
-    pen.drawImage(sheet, ...corner(this.#film, frame), width, height, 0, 0, width, height);
-    this.#divide(atRest() ? stops.map((_, i) => i) : stops, atRest() ? stops.length : this.#film.count);
-    this.slider.value = atRest() ? stop : frame;
+    this.picture.getContext("2d").drawImage(sheet, ...corner(this.#film, frame), width, height, 0, 0, width, height);
     this.#name(labels[stop], stops[stop] === frame);
-    this.#dress(atRest() ? "next" : this.playing ? "pause" : "play");
+    if (this.rest.matches) {
+      this.#divide([...stops.keys()], stops.length);
+      this.slider.value = stop;
+      this.#dress("next");
+    } else {
+      this.#divide(stops, count);
+      this.slider.value = frame;
+      this.#dress(this.playing ? "pause" : "play");
+    }
   }
 
   /** Let the slider have `steps` steps, and marks at some of them. */
@@ -152,7 +145,8 @@ export class Player {
     this.#scale = steps;
     this.slider.max = steps - 1;
     this.slider.disabled = this.button.disabled = steps < 2;
-    this.marks.replaceChildren(...marked.map((step) => this.#mark(step / Math.max(1, steps - 1))));
+    const far = Math.max(1, steps - 1);
+    this.marks.replaceChildren(...marked.map((step) => make("i", { style: `left: ${(100 * step) / far}%` })));
   }
 
   /** Say what is seen; on the way to it, more quietly. Titles are the user's text, never markup. */
@@ -176,24 +170,6 @@ export class Player {
     this.hint.textContent = text;
   }
 
-  #mark(share) {
-    const mark = make("i");
-    mark.style.left = `${100 * share}%`;
-    return mark;
-  }
-
-  #assemble() {
-    const stage = make("div", { class: "stage" });
-    const track = make("div", { class: "track" });
-    const controls = make("div", { class: "controls" });
-    const style = make("style");
-    style.textContent = STYLE;
-    stage.append(this.picture);
-    track.append(this.marks, this.slider);
-    controls.append(this.button, track);
-    this.element.attachShadow({ mode: "open" }).append(style, this.hint, stage, this.label, controls);
-  }
-
   #listen() {
     this.picture.addEventListener("pointerenter", () => this.play());
     this.picture.addEventListener("pointerleave", () => this.pause());
@@ -205,6 +181,7 @@ export class Player {
   }
 
   #watch(ask) {
+    this.rest.addEventListener("change", this.changed);
     this.seen = new IntersectionObserver((entries) => {
       if (!entries.at(-1).isIntersecting) this.pause();
       else if (this.empty) ask();

@@ -70,8 +70,12 @@ export const STYLE = `
   button:hover { border-color: currentColor; }
   button::before { content: ""; width: 10px; height: 10px; background: currentColor; }
   [data-action="play"]::before { clip-path: polygon(10% 0, 100% 50%, 10% 100%); }
-  [data-action="pause"]::before { clip-path: polygon(8% 0, 38% 0, 38% 100%, 62% 100%, 62% 0, 92% 0, 92% 100%, 8% 100%); }
-  [data-action="next"]::before { clip-path: polygon(0 0, 72% 46%, 72% 0, 100% 0, 100% 100%, 72% 100%, 72% 54%, 0 100%); }
+  [data-action="pause"]::before {
+    clip-path: polygon(8% 0, 38% 0, 38% 100%, 62% 100%, 62% 0, 92% 0, 92% 100%, 8% 100%);
+  }
+  [data-action="next"]::before {
+    clip-path: polygon(0 0, 72% 46%, 72% 0, 100% 0, 100% 100%, 72% 100%, 72% 54%, 0 100%);
+  }
   .track { position: relative; flex: 1; min-width: 0; height: 20px; }
   .track::before {
     content: "";
@@ -107,7 +111,11 @@ export const STYLE = `
     background: var(--ink);
   }
   input::-moz-range-thumb { width: 14px; height: 14px; border: 0; border-radius: 50%; background: var(--ink); }
-  :is(button, input):focus-visible { outline: 2px solid var(--p-primary-color, #5b9cf5); outline-offset: 2px; border-radius: 6px; }
+  :is(button, input):focus-visible {
+    outline: 2px solid var(--p-primary-color, #5b9cf5);
+    outline-offset: 2px;
+    border-radius: 6px;
+  }
   :is(button, input):disabled { opacity: 0.4; cursor: default; }
   @media (prefers-reduced-motion: reduce) { .label { transition: none; } }
 `;

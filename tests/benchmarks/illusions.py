@@ -126,6 +126,7 @@ class Bench:
         sampler = comfy.samplers.sampler_object(SAMPLER)
         return guider.sample(noise, empty, sampler, self.sigmas, disable_pbar=True, seed=seed).float()
 
+    @torch.inference_mode()
     def readings(self, family: Family, latents: Tensor) -> list[Tensor]:
         """Return what each reader sees: (N, 3, H, W) in [0, 1]."""
         images = self.vae.decode(latents).movedim(-1, 1)

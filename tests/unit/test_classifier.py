@@ -35,6 +35,14 @@ def test_names_the_objects_of_held_out_scenes(judge: classifier.Classifier, scen
     assert second >= 0.90
 
 
+@pytest.mark.parametrize("turns", range(4))
+def test_the_turned_one_names_them_in_any_position(scenes: list[Scene], turns: int) -> None:
+    images = classifier.pictures([scene.image for scene in scenes]).rot90(turns, (2, 3))
+    main, second = _named(classifier.load(classifier.TURNED), images, scenes)
+    assert main >= 0.95
+    assert second >= 0.90
+
+
 def test_names_them_in_soft_pictures_too(judge: classifier.Classifier, scenes: list[Scene]) -> None:
     sharp = classifier.pictures([scene.image for scene in scenes])
     main, _ = _named(judge, interpolate(avg_pool2d(sharp, 3, 3), size=128, mode="bilinear"), scenes)
