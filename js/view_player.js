@@ -9,9 +9,9 @@ import { FILM_HEIGHT, HINT_HEIGHT } from "./player_style.js";
 const NODES = ["GuidedSynthesis_ApplyView", "GuidedSynthesis_ViewAnimation"];
 const KEY = "guided_synthesis_views";
 const MARGIN = 20; // px that the classic renderer keeps free above and below together
-const WIDTH = 280; // px of a node with a film, at least
+const WIDTH = 280; // px of a node with a player, at least
 
-/** Return `callback`, run after what `node` already does on that occasion. */
+/** Have `callback` run after what `node` already does on an occasion. */
 function after(node, occasion, callback) {
   const before = node[occasion];
   node[occasion] = function (...details) {
@@ -25,7 +25,7 @@ function after(node, occasion, callback) {
 function fit(node) {
   const [width, height] = node.computeSize();
   node.setSize([Math.max(node.size[0], width, WIDTH), Math.max(node.size[1], height)]);
-  app.graph.setDirtyCanvas(true, true);
+  node.graph?.setDirtyCanvas(true, true);
 }
 
 /** The wheel moves the graph here too. */
@@ -56,6 +56,7 @@ function addPlayer(node) {
   player.element.addEventListener("wheel", passOnWheel, { passive: false });
   after(node, "onExecuted", show);
   after(node, "onRemoved", () => player.dispose());
+  fit(node);
 }
 
 app.registerExtension({
