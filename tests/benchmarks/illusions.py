@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import comfy.sample
@@ -67,7 +69,7 @@ FAMILIES = (
     ],
     Family("inner circle", ("identity", "inner circle"), (PIXEL,)),
     Family("negate", ("identity", "negate"), (PIXEL,), places=("at night", "in front of a white wall")),
-    Family("hybrid", ("low pass", "high pass"), (LATENT, PIXEL), {"sigma": 1 / 16}),
+    Family("hybrid", ("low pass", "high pass"), (LATENT, PIXEL), {"sigma": 0.036}),
 )
 
 
@@ -136,9 +138,14 @@ class Bench:
         return [reading.view.reading(images) for reading in self.views(family)]
 
 
-def kept(file: str, make: Any) -> Any:
+def path_of(name: str) -> Path:
+    """Return the file of what is kept under `name`."""
+    return FOLDER / f"{name}.pt"
+
+
+def kept(name: str, make: Callable[[], Any]) -> Any:
     """Return what `make()` returns, from the file if it was made before."""
-    path = FOLDER / f"{file}.pt"
+    path = path_of(name)
     if not path.exists():
         made = make()
         FOLDER.mkdir(parents=True, exist_ok=True)
@@ -165,15 +172,54 @@ def chosen(bench: Bench) -> list[Pair]:
     return [pairs[number] for number in best.tolist()]
 
 
-def made(bench: Bench, family: Family, way: str, pairs: list[Pair], name: str) -> tuple[Tensor, float]:
-    """Return latents (seeds * pairs, C, h, w), seed by seed, and the CPU seconds of one picture."""
+@dataclass(frozen=True)
+class Row:
+    """A family made in one way, of pairs that were chosen or of those that were drawn first."""
 
-    def make() -> tuple[Tensor, float]:
-        began = time.process_time()
-        latents = torch.cat([bench.sampled(family, way, pairs, seed) for seed in SEEDS])
-        return latents, (time.process_time() - began) / len(latents)
+    family: Family
+    way: str
+    drawn: bool = False
 
-    return kept(f"{name}{family.name}_{way}".replace(", ", "_").replace(" ", "-"), make)
+    @property
+    def name(self) -> str:
+        """Return what the table calls it."""
+        return f"{self.family.name}{', pairs as drawn' * self.drawn} | {self.way}"
+
+    @property
+    def file(self) -> str:
+        """Return the name under which its latents are kept."""
+        return self.name.replace(" | ", "_").replace(", ", "_").replace(" ", "-")
+
+    def pairs(self, bench: Bench) -> list[Pair]:
+        """Return its pairs."""
+        return candidates(CANDIDATES)[:PAIRS] if self.drawn else chosen(bench)
+
+    def made(self, bench: Bench) -> tuple[Tensor, float]:
+        """Return latents (seeds * pairs, C, h, w), seed by seed, and the CPU seconds of one picture."""
+
+        def make() -> tuple[Tensor, float]:
+            pairs, began = self.pairs(bench), time.process_time()
+            latents = torch.cat([bench.sampled(self.family, self.way, pairs, seed) for seed in SEEDS])
+            return latents, (time.process_time() - began) / len(latents)
+
+        return kept(self.file, make)
+
+    def line(self, bench: Bench) -> str:
+        """Return the line of the table."""
+        latents, seconds = self.made(bench)
+        verdict = judged(bench, self.family, latents, self.pairs(bench))
+        both = verdict.both
+        hidden, turned = both & verdict.hidden, both & verdict.hidden_turned
+        shares = verdict.first, verdict.second, both, hidden, turned
+        cells = [f"{share.float().mean():.2f}" for share in shares]
+        cells += [f"{share.any(0).float().mean():.2f}" for share in (both, hidden)]
+        return f"| {' | '.join([self.name, *cells, f'{seconds:.2f}'])} |"
+
+
+ROWS = (
+    *[Row(family, way) for family in FAMILIES for way in family.ways],
+    Row(FAMILIES[2], LATENT, drawn=True),
+)
 
 
 @dataclass(frozen=True)
@@ -184,7 +230,9 @@ class Verdict:
     """The first object in the first view."""
     second: Tensor
     hidden: Tensor
-    """Neither object in the view of the other, not even turned."""
+    """Neither object in the view of the other."""
+    hidden_turned: Tensor
+    """The same for a judge that knows them in any position."""
 
     @property
     def both(self) -> Tensor:
@@ -196,51 +244,45 @@ class Verdict:
 def judged(bench: Bench, family: Family, latents: Tensor, pairs: list[Pair]) -> Verdict:
     """Return what the judges say: recognised is what is the classifier's best noun in its own view."""
     upright, turned = classifier.load(), classifier.load(classifier.TURNED)
-    count = len(latents) // len(pairs)
-    own, other = [nouns(pairs, reading).repeat(count) for reading in (0, 1)], []
+    own = [nouns(pairs, reading).repeat(len(latents) // len(pairs)) for reading in (0, 1)]
     seen = bench.readings(family, latents)
-    found = [upright.scores(picture).argmax(1) == noun for picture, noun in zip(seen, own, strict=True)]
-    for picture, noun in zip(seen, own[::-1], strict=True):
-        other.append(turned.scores(picture).argmax(1) == noun)
-    rows = [each.view(count, -1) for each in (*found, ~(other[0] | other[1]))]
-    return Verdict(*rows)
+
+    def best(judge: classifier.Classifier, order: list[Tensor]) -> list[Tensor]:
+        return [judge.scores(view).argmax(1) == noun for view, noun in zip(seen, order, strict=True)]
+
+    first, second = best(upright, own)
+    hidden = [~torch.stack(best(judge, own[::-1])).any(0) for judge in (upright, turned)]
+    return Verdict(*(each.view(-1, len(pairs)) for each in (first, second, *hidden)))
 
 
-def row(family: Family, way: str, verdict: Verdict, seconds: float, note: str = "") -> str:
-    """Return a line of the table."""
-    both, hidden = verdict.both, verdict.both & verdict.hidden
-    shares = [verdict.first, verdict.second, both, hidden]
-    cells = [f"{share.float().mean():.2f}" for share in shares]
-    cells += [f"{share.any(0).float().mean():.2f}" for share in (both, hidden)]
-    return f"| {' | '.join([family.name + note, way, *cells, f'{seconds:.2f}'])} |"
+def section(bench: Bench) -> str:
+    """Return the section of RESULTS.md, with the rows that are made so far."""
+    there = [row for row in ROWS if path_of(row.file).exists()]
+    table = "\n".join([HEAD, *(row.line(bench) for row in there)])
+    missing = "; ".join(row.name.replace(" | ", ", ") for row in ROWS if row not in there)
+    left = [f"Not made yet: {missing}."] if missing else []
+    return "\n\n".join([TITLE, "`python run.py bench illusions`", table, *left, LEGEND]) + "\n"
 
 
 def run() -> str:
     """Sample all rows and return the section of RESULTS.md."""
     torch.set_num_threads(1)
     bench = Bench()
-    pairs, lines = chosen(bench), []
-    for family in FAMILIES:
-        for way in family.ways:
-            latents, seconds = made(bench, family, way, pairs, "")
-            lines.append(row(family, way, judged(bench, family, latents, pairs), seconds))
-    drawn = candidates(CANDIDATES)[:PAIRS]
-    latents, seconds = made(bench, FAMILIES[2], LATENT, drawn, "drawn_")
-    lines.append(
-        row(FAMILIES[2], LATENT, judged(bench, FAMILIES[2], latents, drawn), seconds, ", pairs as drawn")
-    )
-    return "\n\n".join([TITLE, "`python run.py bench illusions`", "\n".join([HEAD, *lines]), LEGEND]) + "\n"
+    for row in ROWS:
+        row.made(bench)
+    return section(bench)
 
 
 TITLE = f"## Illusions: {PAIRS} pairs of prompts, {len(SEEDS)} seeds each"
-HEAD = """| views | domain | first | second | both | both, hidden | best of 4 | best of 4, hidden | s |
-| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"""
+HEAD = """| views | domain | first | second | both | hidden | hidden, turned | best of 4 | best of 4, hidden | s |
+| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"""
 LEGEND = f"""{STEPS} steps of {SAMPLER}, {SCHEDULER}, CFG {CFG:g}. The prompts of a pair are "a photo of a fox in front
 of a red wall", "a photo of an owl in front of a red wall": two nouns drawn at random, one place (negate: at night, and
 before a white wall). Of {CANDIDATES} such pairs those {PAIRS} are taken whose picture for a half turn is best with
 another seed, as an artist tries which prompts go together; the last row is of pairs that were not chosen. First,
 second, both: share of the pictures in which the noun is the best of the classifier's {len(NOUNS)} in its own view
-(chance {1 / len(NOUNS):.2f}; for both {1 / len(NOUNS) ** 2:.3f}). Hidden: neither noun is the best one in the view of
-the other, for a second classifier that knows things upright, on their sides and upside down. Best of 4: of a pair's
-four seeds one at least. A hybrid is judged at its size, and small (1/{FAR}) for what is seen from afar. s: CPU seconds
-of sampling for a picture, one thread, in batches of {BATCH}, on a machine at work with other things."""
+(chance {1 / len(NOUNS):.2f}; for both {1 / len(NOUNS) ** 2:.3f}). Hidden: both, and neither noun is the best one in
+the view of the other. Turned: the same for a second classifier that knows things upright, on their sides and upside
+down, and so sees through a turn where the shape is clear. Best of 4: of a pair's four seeds one at least. A hybrid is
+judged at its size, and small (1/{FAR}) for what is seen from afar. s: CPU seconds of sampling for a picture, one
+thread, in batches of {BATCH}, on a machine at work with other things."""
