@@ -24,6 +24,7 @@ NAMES = (
     "composition",
     "repaint",
     "illusions",
+    "illusions_cost",
 )
 
 

@@ -23,7 +23,7 @@ class GraphError(Problem):
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that a graph saved: which node saved it, under which name, and the PNG itself."""
+    """A picture that a graph saved: which node saved it, under which name, and the file itself."""
 
     node: str
     filename: str

@@ -88,12 +88,12 @@ def shrunk(file: Path, factor: int) -> bytes:
 
 
 def write_pictures(name: str, prompt: Json, pictures: Sequence[Picture], folder: Path) -> list[Path]:
-    """Write pictures as `<name>_<n>.png`, with a `-<part>` in between where the prefix names one."""
+    """Write pictures and animations as `<name>_<n>.png`, `.webp`, with a `-<part>` where the prefix names one."""
     files, counts = [], dict[str, int]()
     for picture in pictures:
         stem = output_stem(name, str(prompt[picture.node]["inputs"].get("filename_prefix", "")))
         counts[stem] = counts.get(stem, 0) + 1
-        file = folder / f"{stem}_{counts[stem]}.png"
+        file = folder / f"{stem}_{counts[stem]}{Path(picture.filename).suffix}"
         folder.mkdir(parents=True, exist_ok=True)
         file.write_bytes(picture.data)
         files.append(file)
