@@ -208,10 +208,8 @@ class Row:
         """Return the line of the table."""
         latents, seconds = self.made(bench)
         verdict = judged(bench, self.family, latents, self.pairs(bench))
-        both = verdict.both
-        hidden, turned = both & verdict.hidden, both & verdict.hidden_turned
-        shares = verdict.first, verdict.second, both, hidden, turned
-        cells = [f"{share.float().mean():.2f}" for share in shares]
+        both, hidden = verdict.both, verdict.both & verdict.hidden
+        cells = [f"{share.float().mean():.2f}" for share in (verdict.first, verdict.second, both, hidden)]
         cells += [f"{share.any(0).float().mean():.2f}" for share in (both, hidden)]
         return f"| {' | '.join([self.name, *cells, f'{seconds:.2f}'])} |"
 
@@ -230,9 +228,7 @@ class Verdict:
     """The first object in the first view."""
     second: Tensor
     hidden: Tensor
-    """Neither object in the view of the other."""
-    hidden_turned: Tensor
-    """The same for a judge that knows them in any position."""
+    """Neither object in the view of the other, for a judge that knows them in any position."""
 
     @property
     def both(self) -> Tensor:
@@ -251,8 +247,8 @@ def judged(bench: Bench, family: Family, latents: Tensor, pairs: list[Pair]) -> 
         return [judge.scores(view).argmax(1) == noun for view, noun in zip(seen, order, strict=True)]
 
     first, second = best(upright, own)
-    hidden = [~torch.stack(best(judge, own[::-1])).any(0) for judge in (upright, turned)]
-    return Verdict(*(each.view(-1, len(pairs)) for each in (first, second, *hidden)))
+    hidden = ~torch.stack(best(turned, own[::-1])).any(0)
+    return Verdict(*(each.view(-1, len(pairs)) for each in (first, second, hidden)))
 
 
 def section(bench: Bench) -> str:
@@ -274,15 +270,15 @@ def run() -> str:
 
 
 TITLE = f"## Illusions: {PAIRS} pairs of prompts, {len(SEEDS)} seeds each"
-HEAD = """| views | domain | first | second | both | hidden | hidden, turned | best of 4 | best of 4, hidden | s |
-| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"""
+HEAD = """| views | domain | first | second | both | hidden | best of 4 | best of 4, hidden | s |
+| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"""
 LEGEND = f"""{STEPS} steps of {SAMPLER}, {SCHEDULER}, CFG {CFG:g}. The prompts of a pair are "a photo of a fox in front
 of a red wall", "a photo of an owl in front of a red wall": two nouns drawn at random, one place (negate: at night, and
 before a white wall). Of {CANDIDATES} such pairs those {PAIRS} are taken whose picture for a half turn is best with
 another seed, as an artist tries which prompts go together; the last row is of pairs that were not chosen. First,
 second, both: share of the pictures in which the noun is the best of the classifier's {len(NOUNS)} in its own view
 (chance {1 / len(NOUNS):.2f}; for both {1 / len(NOUNS) ** 2:.3f}). Hidden: both, and neither noun is the best one in
-the view of the other. Turned: the same for a second classifier that knows things upright, on their sides and upside
-down, and so sees through a turn where the shape is clear. Best of 4: of a pair's four seeds one at least. A hybrid is
+the view of the other for a second classifier, which knows things upright, on their sides and upside down: it sees
+through a turn where the shape is clear. Best of 4: of a pair's four seeds one at least. A hybrid is
 judged at its size, and small (1/{FAR}) for what is seen from afar. s: CPU seconds of sampling for a picture, one
 thread, in batches of {BATCH}, on a machine at work with other things."""
