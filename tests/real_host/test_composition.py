@@ -5,8 +5,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from real_host.guiders import (
+    counting_calls,
+    encoded,
+    left_half,
+    masked,
+    near,
+    plain_sampler,
+    run,
+    seen_after_cfg,
+)
 from real_host.models import as_v_prediction, control_net
-from real_host.sampling import SEED, STEPS, conditioning, empty_latent
+from real_host.sampling import SEED, conditioning
 
 FOX, APPLE, BOTH = "a photo of a fox", "a photo of an apple", "a photo of a fox and an apple"
 CFG = 3.0
@@ -42,65 +52,7 @@ def composed(host, pack, tiny):
 @pytest.fixture(scope="module")
 def plain(host, tiny):
     """Return the function that samples one text as the host does: (B, C, h, w)."""
-
-    def make(text, model=None, cfg=CFG, negative="", **settings):
-        guider = host.comfy.samplers.CFGGuider(model or tiny[0])
-        guider.set_conds(encoded(tiny, text), encoded(tiny, negative))
-        guider.set_cfg(cfg)
-        return run(host, guider, model or tiny[0], **settings)
-
-    return make
-
-
-def encoded(tiny, text):
-    return conditioning(tiny[1], text) if isinstance(text, str) else text
-
-
-def run(host, guider, model, sampler="euler", latent=None, denoise=1.0, batch=1, mask=None, steps=STEPS):
-    """Sample with a guider as SamplerCustomAdvanced does."""
-    latent = empty_latent(batch=batch)["samples"] if latent is None else latent
-    sampling = model.get_model_object("model_sampling")
-    sigmas = host.comfy.samplers.calculate_sigmas(sampling, "normal", int(steps / denoise))[-(steps + 1) :]
-    with torch.inference_mode():
-        noise = host.comfy.sample.prepare_noise(latent, SEED)
-        sampler = host.comfy.samplers.sampler_object(sampler)
-        return guider.sample(noise, latent, sampler, sigmas, denoise_mask=mask, disable_pbar=True, seed=SEED)
-
-
-def near(found, expected, share=2e-3):
-    """Batches of other sizes go through other kernels, and sums have another order."""
-    return torch.allclose(found, expected, atol=share * expected.abs().max().item())
-
-
-def counting_calls(model, calls):
-    """Return a clone of MODEL that notes what each call of the UNet holds: numbers of conditions."""
-
-    def wrapper(apply_model, args):
-        calls.append(args["cond_or_uncond"])
-        return apply_model(args["input"], args["timestep"], **args["c"])
-
-    patched = model.clone()
-    patched.set_model_unet_function_wrapper(wrapper)
-    return patched
-
-
-def seen_after_cfg(model, seen):
-    """Return a clone of MODEL that notes what post-cfg functions get."""
-    patched = model.clone()
-    patched.set_model_sampler_post_cfg_function(lambda args: seen.append(args) or args["denoised"])
-    return patched
-
-
-def left_half():
-    """Return a MASK (1, 16, 16) of the left half."""
-    mask = torch.zeros(1, 16, 16)
-    mask[..., :8] = 1
-    return mask
-
-
-def masked(text, mask):
-    """Return CONDITIONING that counts only within `mask`."""
-    return [[part, {**settings, "mask": mask, "mask_strength": 1.0}] for part, settings in text]
+    return plain_sampler(host, tiny, CFG)
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
