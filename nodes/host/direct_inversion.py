@@ -84,7 +84,4 @@ def _first(args: dict[str, Any], count: int) -> list[Tensor]:
 
 def _between(free: Tensor, back: Tensor, masks: list[Tensor]) -> Tensor:
     """Return `back` (B, C, h, w) where all `masks` are 1 and `free` where one is 0; without masks `back`."""
-    if not masks:
-        return back
-    where = product(masks, back)
-    return torch.where(where == 0, free.to(back), torch.lerp(free.to(back), back, where.to(back)))
+    return torch.lerp(free.to(back), back, product(masks, back).to(back)) if masks else back
