@@ -255,7 +255,7 @@ def test_outside_of_a_painted_mask_the_photo_comes_back_and_inside_it_is_edited(
     half = edited(node, host, tiny, photo, inverted, mask=0.5 * torch.ones(1, 128, 128))
     free = edited(node, host, tiny, photo, inverted)
     apart = [rms(each - photo.latent).item() for each in (half, free)]
-    assert 0.1 * apart[1] < apart[0] < 0.9 * apart[1]
+    assert 0.02 * apart[1] < apart[0] < 0.9 * apart[1]  # of a mask that only knew 0 and 1 it would be 0
 
 
 def test_a_free_cell_is_what_the_guider_makes_of_it_to_the_bit(node, host, tiny, scene):
