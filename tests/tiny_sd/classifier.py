@@ -97,7 +97,7 @@ def pictures(images: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
 
 
-def _labels(specs: Sequence[Spec]) -> Tensor:
+def labels_of(specs: Sequence[Spec]) -> Tensor:
     """Return (N, 32): 1 where the noun is in the scene."""
     labels = torch.zeros(len(specs), len(NAMES))
     for row, spec in enumerate(specs):
@@ -106,7 +106,7 @@ def _labels(specs: Sequence[Spec]) -> Tensor:
     return labels
 
 
-def _varied(small: Tensor, random: torch.Generator, turned: bool) -> Tensor:
+def varied(small: Tensor, random: torch.Generator, turned: bool) -> Tensor:
     """Mirror, shift, scale, blur, tint and roughen pictures (B, 3, 64, 64), each differently.
 
     With `turned`, also by quarter turns.
@@ -141,13 +141,13 @@ def train(scenes: int, steps: int, cache: Path, batch: int = 64, turned: bool = 
     random = torch.Generator().manual_seed(0)
     drawn, _, _ = data.scenes(scenes, cache)
     half = [avg_pool2d(pictures(list(drawn[start : start + 500])), 2) for start in range(0, scenes, 500)]
-    small, labels = torch.cat(half).half(), _labels([make_spec(seed) for seed in range(scenes)])
+    small, labels = torch.cat(half).half(), labels_of([make_spec(seed) for seed in range(scenes)])
     model = Classifier().to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
     for step in range(1, steps + 1):
         picks = torch.randint(scenes, (batch,), generator=random)
-        images = _varied(small[picks].float(), random, turned).contiguous(memory_format=torch.channels_last)
+        images = varied(small[picks].float(), random, turned).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(images)
         loss = (softplus(logits) - logits * labels[picks]).sum(1).mean()  # binary cross-entropy over nouns

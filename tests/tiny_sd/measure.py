@@ -91,16 +91,30 @@ class _Recorder:
 
 @torch.inference_mode()
 def attention(host: Host, scenes: Sequence[Scene], timestep: int) -> list[list[Attention]]:
-    """Noise real scenes to `timestep` and judge the cross-attention map of each object's word.
+    """Noise real scenes to `timestep` and judge the cross-attention map (`word_maps`) of each object's word."""
+    pixels = pictures([scene.image for scene in scenes]).movedim(1, -1)
+    clean = host.model.model.process_latent_in(nodes.VAEEncode().encode(host.vae, pixels)[0]["samples"])
+    words = [(scene.spec.caption, [thing.noun for thing in scene.spec.things]) for scene in scenes]
+    maps = word_maps(host, clean, words, timestep)
+    return [
+        [_judged(*each) for each in zip(cells, scene.boxes, scene.masks, strict=True)]
+        for cells, scene in zip(maps, scenes, strict=True)
+    ]
 
-    The map is the mean over heads and over the layers at half the latent's scale (8x8 cells of 16 px).
+
+@torch.inference_mode()
+def word_maps(
+    host: Host, clean: Tensor, captions: Sequence[tuple[str, Sequence[str]]], timestep: int
+) -> list[list[Tensor]]:
+    """Return for each latent (B, C, h, w) of the model's space the cross-attention maps of words of its caption.
+
+    The latents are noised to `timestep`. A map (8, 8) is the mean over heads and over the layers at half the latent's
+    scale (cells of 16 px).
     """
     model = host.model.model
-    pixels = pictures([scene.image for scene in scenes]).movedim(1, -1)
-    clean = model.process_latent_in(nodes.VAEEncode().encode(host.vae, pixels)[0]["samples"])
-    sigma = model.model_sampling.sigma(torch.tensor([float(timestep)])).expand(len(scenes))
+    sigma = model.model_sampling.sigma(torch.tensor([float(timestep)])).expand(len(clean))
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(timestep))
-    context = conditioning(host, [scene.spec.caption for scene in scenes])[0][0]
+    context = conditioning(host, [caption for caption, _ in captions])[0][0]
     recorder = _Recorder()
     blocks = [(part, index) for part in ("input", "middle", "output") for index in range(12)]
     options = {"patches_replace": {"attn2": dict.fromkeys(blocks, recorder)}}
@@ -108,14 +122,11 @@ def attention(host: Host, scenes: Sequence[Scene], timestep: int) -> list[list[A
     noisy, device = clean + noise * sigma[:, None, None, None].to(clean), host.model.load_device
     inputs = (noisy.to(device), sigma.to(device))
     model.apply_model(*inputs, c_crossattn=context.to(device), transformer_options=options)
-    maps = torch.stack(recorder.maps).mean(0)  # (B, cells, tokens)
-    half = LATENT // 2
-    judged = []
-    for own, scene in zip(maps, scenes, strict=True):
-        words = [_positions(host, scene.spec.caption, thing.noun) for thing in scene.spec.things]
-        cells = [own[:, word].mean(-1).view(half, half) for word in words]
-        judged.append([_judged(*each) for each in zip(cells, scene.boxes, scene.masks, strict=True)])
-    return judged
+    maps, half = torch.stack(recorder.maps).mean(0), LATENT // 2  # (B, cells, tokens)
+    return [
+        [own[:, _positions(host, caption, word)].mean(-1).view(half, half) for word in words]
+        for own, (caption, words) in zip(maps, captions, strict=True)
+    ]
 
 
 def _positions(host: Host, caption: str, noun: str) -> list[int]:
