@@ -11,7 +11,6 @@ download, which starts when a node runs that needs it.
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ import torchvision
 from torch import Tensor
 
 from . import gradients
+from .downloads import downloaded
 
 # names in torchvision
 BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
@@ -146,20 +146,9 @@ def _backbone_file(net: str) -> Path:
     for file in folder_paths.get_filename_list(FOLDER):
         if os.path.basename(file).startswith(name) and file.endswith(ENDINGS):
             return Path(folder_paths.get_full_path(FOLDER, file))
-    return _downloaded(torchvision.models.get_model_weights(name).IMAGENET1K_V1.url, name)
-
-
-def _downloaded(url: str, name: str) -> Path:
-    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
-    if file.is_file():
-        return file
-    file.parent.mkdir(parents=True, exist_ok=True)
-    start_of_hash = re.findall("-([0-9a-f]+)[.]", file.name)[0]
-    try:
-        torch.hub.download_url_to_file(url, str(file), start_of_hash)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(
-            f"LPIPS needs {file.name}, and its download failed ({error}). Put that file (or {name}.safetensors with "
-            f"torchvision's names) in the folder models/{FOLDER} of ComfyUI, or go online and run again."
-        ) from error
-    return file
+    return downloaded(
+        torchvision.models.get_model_weights(name).IMAGENET1K_V1.url,
+        "LPIPS",
+        f"Put that file (or {name}.safetensors with torchvision's names) in the folder models/{FOLDER} of ComfyUI, or "
+        "go online and run again.",
+    )
