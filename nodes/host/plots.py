@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 from torch.nn import functional
+
+from ...guidance.noise_statistics import spectrum, white_spread
 
 INCHES, DOTS_PER_INCH = (5.12, 3.2), 100  # 512 x 320 px
 FEW = 64  # so many values have room for a dot each, which shows one between two that are missing
@@ -19,6 +22,12 @@ FEW = 64  # so many values have room for a dot each, which shows one between two
 LEFT, RIGHT, BOTTOM, PLOT = 84, 16, 52, 240
 GAP, TALLEST = 4, 2  # px around a picture of a sweep; its largest height, in columns
 LINE, ODD = "#1f6fb4", "#c2410c"
+
+WIDE = (10.24, 3.2)  # inches of two plots side by side: 1024 x 320 px
+RINGS = 32  # at most, of a spectrum
+LEAST = 0.01  # power that is drawn
+COARSE, FINE = 0.125, 0.25  # cycles per cell: what is coarser and finer is told in words
+CHANCE = 3  # standard deviations that white noise stays within
 
 
 def curve(values: Tensor, title: str, ylabel: str, xlabel: str = "iteration") -> Tensor:
@@ -67,6 +76,80 @@ def sweep_plot(values: Sequence[float], scores: Tensor, pictures: Tensor, xlabel
     plot = _drawn(figure)
     plot[0, : row.shape[0], LEFT : LEFT + row.shape[1]] = row
     return plot
+
+
+def noise_plot(noise: Tensor) -> Tensor:
+    """Return an IMAGE (1, 320, 1024, 3) in [0, 1]: how far `noise` (B, C, h, w) is from white Gaussian noise.
+
+    Left the radial power spectrum, a thin line for each channel and their mean, over the band in which 19 of 20 values
+    of white noise lie; right the histogram of the values over the normal density. The titles say it in words.
+    """
+    noise = noise.detach().float().cpu()
+    figure = Figure(figsize=WIDE, dpi=DOTS_PER_INCH, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _draw_spectrum(left, noise)
+    _draw_values(right, noise.double().flatten())
+    return _drawn(figure)
+
+
+def _draw_spectrum(axes: Any, noise: Tensor) -> None:
+    count, channels, height, width = noise.shape
+    bins = min(RINGS, max(height, width) // 2)
+    frequencies, power = spectrum(noise.reshape(-1, 1, height, width), bins)
+    lines = power.reshape(count, channels, bins).mean(0).clamp(min=LEAST)
+    mean, spread = lines.mean(0), white_spread(noise, bins) / count**0.5
+    axes.fill_between(
+        frequencies, (1 - 2 * spread).clamp(min=LEAST), 1 + 2 * spread, color="0.85", label="white noise"
+    )
+    axes.axhline(1, color="0.6", linewidth=1)
+    axes.plot(frequencies, lines.T, color=LINE, linewidth=0.7, alpha=0.5)
+    axes.plot(frequencies, mean, color=LINE, linewidth=2.5, label="this noise")
+    axes.set_yscale("log", base=2)
+    axes.set_ylim(min(0.2, 0.8 * float(lines.min())), max(8.0, 1.5 * float(lines.max())))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda power, _: f"{power:.2g}"))
+    axes.set(
+        title=_spectrum_in_words(frequencies, mean, spread),
+        xlabel="coarse                    cycles per cell                    fine",
+        xlim=(0, 0.5),
+        ylabel="power",
+    )
+    axes.legend(loc="upper right")
+
+
+def _spectrum_in_words(frequencies: Tensor, power: Tensor, spread: Tensor) -> str:
+    """Return whether `power` (N,) at `frequencies` is that of white noise, or where it is not."""
+    off = ((power - 1) / spread).square().mean()  # 1 +- sqrt(2 / N) for white noise
+    if off < 1 + CHANCE * (2 / len(power)) ** 0.5:
+        return "spectrum: as white noise"
+    ends = frequencies <= max(COARSE, float(frequencies[0])), frequencies > FINE
+    coarse, fine = (power[where].mean() for where in ends)
+    return f"spectrum: coarse parts x {coarse:.2g}, fine parts x {fine:.2g}"
+
+
+def _draw_values(axes: Any, values: Tensor) -> None:
+    edges = np.linspace(-5, 5, 41)
+    shown = np.histogram(values, edges)[0] / len(values) / np.diff(edges)
+    axes.stairs(shown, edges, fill=True, color=LINE, alpha=0.5, label="this noise")
+    x = np.linspace(-5, 5, 201)
+    axes.plot(
+        x, np.exp(-(x**2) / 2) / (2 * np.pi) ** 0.5, color="0.25", linewidth=1.5, label="Gaussian noise"
+    )
+    mean, deviation = float(values.mean()), float(values.std(correction=0))
+    axes.set(
+        title=_values_in_words((values - mean) / deviation),
+        xlabel=f"value (mean {round(mean, 2) + 0.0:.2f}, deviation {deviation:.2f})",
+        xlim=(-5, 5),
+        ylabel="share",
+    )
+    axes.legend(loc="upper right")
+
+
+def _values_in_words(values: Tensor) -> str:
+    """Return whether standardised `values` (N,) are as far out as those of Gaussian noise."""
+    excess = float(values.pow(4).mean()) - 3  # 0 +- sqrt(24 / N) for Gaussian noise
+    if abs(excess) < CHANCE * (24 / len(values)) ** 0.5:
+        return "values: as Gaussian noise"
+    return f"values: {'more' if excess > 0 else 'fewer'} extremes than Gaussian ({excess:+.2g})"
 
 
 def _row(pictures: Tensor, column: int) -> Tensor:
