@@ -84,8 +84,8 @@ def image_latent(model: Any) -> None:
     if latent_format is None or dimensions != 2 or not hasattr(model, "add_wrapper_with_key"):
         kind = type(getattr(model, "model", model)).__name__
         raise ValueError(
-            f"The model ({kind}) does not paint single pictures, so a painting cannot guide it. Connect an image "
-            "model such as SD 1.5, SD 2.x or SDXL."
+            f"The model ({kind}) does not paint single pictures, so this node cannot work with it. Connect an "
+            "image model such as SD 1.5, SD 2.x or SDXL."
         )
 
 
