@@ -5,6 +5,7 @@ view i and of prompt j.
     alignment    A = min_i S[i][i]: how well the worst reading fits its own prompt.
     concealment  C = 1/N tr softmax(S / tau), over the prompts of a view and over the views of a prompt, the mean of
     both: how surely CLIP tells from a reading which of the prompts it shows. 1 is certain, 1/N is a guess.
+Ours: with a classifier, S[i][j] is the logarithm of the probability of label j in view i, and tau is 1.
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ def concealment(scores: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     return certainty(scores, temperature).mean(-1)
 
 
-def best(scores: Tensor) -> int:
-    """Return which of B pictures with cosines `scores` (B, N, N) has the highest A; of equal ones the highest C.
+def best(scores: Tensor, temperature: float = TEMPERATURE) -> int:
+    """Return which of B pictures with `scores` (B, N, N) has the highest A; of equal ones the highest C.
 
     A picture whose scores are not numbers is never the best, unless all are such.
     """
-    ranks = torch.stack([alignment(scores), concealment(scores)], 1).nan_to_num(-torch.inf).tolist()
+    ranks = (
+        torch.stack([alignment(scores), concealment(scores, temperature)], 1).nan_to_num(-torch.inf).tolist()
+    )
     return max(range(len(ranks)), key=lambda i: ranks[i])
 
 

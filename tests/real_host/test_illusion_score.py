@@ -1,4 +1,4 @@
-"""Illusion Score on the real host: the paper's numbers with transformers' CLIP, the picker, what is refused."""
+"""Illusion Score on the real host: the paper's numbers with CLIP of transformers, a classifier, the picker, errors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 
 from imagenet.photos import chelsea
 from real_host.clip_models import SIDE, clip_of, small_clip, vision_of
+from tiny_sd import data, resnet
+from tiny_sd.world import draw, make_spec
 
 PROMPTS = ("a photo of a fox", "an apple in the snow", "a red balloon")
 
@@ -189,7 +191,67 @@ def test_an_interrupt_stops_between_readings(host, pack, photos, views, halves, 
     assert len(calls) == 5
 
 
+@pytest.fixture(scope="module")
+def classifier(host):
+    """The demo's ResNet18 as Load Classifier gives it."""
+    from guided_synthesis.nodes.host.classifiers import load_classifier
+
+    with torch.inference_mode():
+        return load_classifier(resnet.WEIGHTS, None)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """IMAGE (3, 128, 128, 3): three drawn scenes, and the names of what they show."""
+    specs = [make_spec(data.HELD_OUT + index, things=1) for index in range(3)]
+    drawn = torch.from_numpy(np.stack([draw(spec).image for spec in specs])).float() / 255
+    return drawn, [spec.things[0].noun for spec in specs]
+
+
+def test_a_classifier_judges_by_the_probabilities_of_its_labels(pack, scenes, classifier):
+    images, nouns = scenes
+    chain, labels = pack.chain("identity", "flip vertical"), (nouns[0], nouns[1])
+    found = scored(pack, images, chain, labels, classifier=classifier)
+    seen = torch.stack([torch.stack([one, one.flip(0)]) for one in images]).flatten(0, 1).movedim(-1, 1)
+    columns = [resnet.NAMES.index(label) for label in labels]
+    with torch.inference_mode():
+        logits = classifier.patcher.model((seen - 0.5) / 0.5)
+    logs = logits.log_softmax(1)[:, columns].reshape(3, 2, 2).double()
+    worst = logs.exp().diagonal(dim1=1, dim2=2).amin(1)
+    winner = int(worst.argmax())
+    told = logs[winner].softmax(1).trace() + logs[winner].softmax(0).trace()
+    assert found.alignment == pytest.approx(worst[winner].item(), abs=1e-5)
+    assert found.concealment == pytest.approx(told.item() / 4, abs=1e-4)
+    assert torch.equal(found.best, images[winner : winner + 1])
+
+
+def test_a_classifier_picks_the_picture_that_shows_the_label(pack, scenes, classifier):
+    images, nouns = scenes
+    found = scored(pack, images, pack.chain("identity"), nouns[2:], classifier=classifier)
+    assert torch.equal(found.best, images[2:]) and found.alignment > 0.5
+
+
+def test_a_label_that_the_classifier_does_not_know_is_refused(pack, photos, views, classifier):
+    with pytest.raises(ValueError, match="no label 'a photo of a fox'.*'fox'"):
+        scored(pack, photos, views, classifier=classifier)
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        ((), "Nothing is connected that could look"),
+        (("clip",), "both halves of one CLIP"),
+        (("clip", "clip_vision", "classifier"), "only one can judge"),
+    ],
+)
+def test_there_is_one_judge(pack, photos, views, halves, classifier, given, sentence):
+    judges = {name: value for name, value in {**halves, "classifier": classifier}.items() if name in given}
+    with pytest.raises(ValueError, match=sentence):
+        scored(pack, photos, views, **judges)
+
+
 def test_the_host_runs_it_without_a_connected_output(pack):
     schema = pack.node.GET_SCHEMA()
     assert schema.is_output_node
+    assert [entry.id for entry in schema.inputs if entry.optional] == ["clip", "clip_vision", "classifier"]
     assert [out.display_name for out in schema.outputs] == ["alignment", "concealment", "best"]
