@@ -34,6 +34,9 @@ MODULES = (
     "anagram",
     "view_pictures",
     "illusion_score",
+    "classifier",
+    "saliency_noise",
+    "transform_noise",
 )
 
 

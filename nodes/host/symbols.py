@@ -59,6 +59,22 @@ LPIPS = (
     "folder_paths.add_model_folder_path",
     "folder_paths.get_filename_list",
 )
+SAMPLING = (
+    "comfy.sample.fix_empty_latent_channels",
+    "comfy.sample.prepare_noise",
+    "comfy.sample.sample",
+    "comfy.sample.sample_custom",
+    "comfy.samplers.KSampler",
+    "comfy.samplers.sampler_object",
+    "comfy.utils.PROGRESS_BAR_ENABLED",
+    "latent_preview.prepare_callback",
+)
+CLASSIFYING = (
+    *COMMON,
+    "comfy.model_management.get_torch_device",
+    "comfy.model_management.vae_offload_device",
+    "comfy.utils.load_torch_file",
+)
 NEEDED = {
     "painting_guide": (*COMMON, *DECODING, *RESTARTING),
     "low_pass_guide": (*COMMON, *DECODING, *RESTARTING),
@@ -110,16 +126,9 @@ NEEDED = {
         *COMMON,
         *DECODING,
         *RESTARTING,
-        "comfy.sample.fix_empty_latent_channels",
-        "comfy.sample.prepare_noise",
-        "comfy.sample.sample",
-        "comfy.sample.sample_custom",
-        "comfy.samplers.KSampler",
-        "comfy.samplers.sampler_object",
-        "comfy.utils.PROGRESS_BAR_ENABLED",
+        *SAMPLING,
         "comfy_api.latest.ui.PreviewImage",
         "folder_paths.add_model_folder_path",
-        "latent_preview.prepare_callback",
     ),
     "perceptual_guidance": (
         *COMMON,
@@ -189,12 +198,30 @@ NEEDED = {
         "comfy_api.latest.ui.PreviewImage",
     ),
     "illusion_score": (
-        *COMMON,
+        *CLASSIFYING,
         "comfy.clip_model.CLIPTextModel",
         "comfy.model_management.load_model_gpu",
         "comfy.utils.ProgressBar",
         "comfy_api.latest.ui.PreviewText",
     ),
+    "classifier": (
+        *CLASSIFYING,
+        "comfy_api.latest.ui.PreviewText",
+        "folder_paths.add_model_folder_path",
+        "folder_paths.get_folder_paths",
+        "folder_paths.recursive_search",
+    ),
+    "saliency_noise": (
+        *CLASSIFYING,
+        *DECODING,
+        *RESTARTING,
+        *SAMPLING,
+        "comfy.model_management.InterruptProcessingException",
+        "comfy_api.latest.ui.PreviewImage",
+        "comfy_api.latest.ui.PreviewText",
+        "comfy_execution.graph_utils.ExecutionBlocker",
+    ),
+    "transform_noise": ("comfy.sample.prepare_noise",),
 }
 
 

@@ -8,10 +8,11 @@ import shutil
 from pathlib import Path
 
 from comfy_host.locate import Host
-from comfy_host.places import BASE, DEMO_MODEL, DEMO_NODE, HOST, ROOT
+from comfy_host.places import BASE, DEMO_CLASSIFIER, DEMO_MODEL, DEMO_NODE, HOST, ROOT
 from comfy_host.problems import Problem
 
 CHECKPOINTS = BASE / "models" / "checkpoints"
+CLASSIFIERS = BASE / "models" / "classifiers"
 
 
 def prepare_base(host: Host, checkpoint: Path | None = None) -> list[str]:
@@ -19,10 +20,13 @@ def prepare_base(host: Host, checkpoint: Path | None = None) -> list[str]:
     for folder in ("custom_nodes", "input", "output", "user", "temp", "models/vae_approx"):
         (BASE / folder).mkdir(parents=True, exist_ok=True)
     CHECKPOINTS.mkdir(exist_ok=True)
+    CLASSIFIERS.mkdir(exist_ok=True)
     link_folder(ROOT, BASE / "custom_nodes" / "guided_synthesis")
     link_folder(DEMO_NODE, BASE / "custom_nodes" / "tiny_sd_node")
     if DEMO_MODEL.is_file():
         link_file(DEMO_MODEL, CHECKPOINTS / DEMO_MODEL.name)
+    if DEMO_CLASSIFIER.is_file():
+        link_file(DEMO_CLASSIFIER, CLASSIFIERS / DEMO_CLASSIFIER.name)
     if not host.users:  # a user's own host downloads them when a node needs them
         from imagenet.weights import install  # needs torch, as the host does; the rest of this file does not
 

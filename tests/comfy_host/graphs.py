@@ -12,11 +12,12 @@ from typing import Any
 from PIL import Image
 
 from comfy_host.client import Client, Picture
-from comfy_host.places import DEMO_MODEL, WORKFLOWS
+from comfy_host.places import DEMO_CLASSIFIER, DEMO_MODEL, WORKFLOWS
 from comfy_host.problems import Problem
 from comfy_host.workflow import choices, to_prompt, upload_inputs
 
 LOADER = "CheckpointLoaderSimple"
+CLASSIFIER_LOADER = "GuidedSynthesis_LoadClassifier"
 EMPTY_LATENT = "EmptyLatentImage"
 DEMO_SHRINK = 4  # the shipped pictures are 512 px, the demo model paints at 128 px
 
@@ -56,13 +57,15 @@ def choose_checkpoint(graph: Json, object_info: Json, wanted: str | None, users_
 async def prepare(client: Client, graph: Json, object_info: Json, choice: Choice) -> Json:
     """Return the prompt of `graph` with the chosen checkpoint, its input pictures uploaded to the host.
 
-    Input pictures and empty latents are shrunk as the checkpoint needs it.
+    Input pictures and empty latents are shrunk as the checkpoint needs it; the demo model gets its own classifier.
     """
     prompt = to_prompt(graph, object_info)
     for node in prompt.values():
         inputs = node["inputs"]
         if node["class_type"] == LOADER:
             inputs["ckpt_name"] = choice.checkpoint
+        if node["class_type"] == CLASSIFIER_LOADER and choice.checkpoint == DEMO_MODEL.name:
+            inputs["classifier"] = DEMO_CLASSIFIER.name  # knows the things that the demo model paints
         if node["class_type"] == EMPTY_LATENT:
             sides = {name: inputs[name] for name in ("width", "height") if isinstance(inputs[name], int)}
             inputs |= {name: side // choice.shrink for name, side in sides.items()}

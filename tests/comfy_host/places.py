@@ -15,6 +15,7 @@ LOG = HOST / "host.log"
 WORKFLOWS = ROOT / "example_workflows"
 OUTPUTS = ROOT / "outputs"
 DEMO_MODEL = TESTS / "tiny_sd" / "tiny_sd.safetensors"
+DEMO_CLASSIFIER = TESTS / "tiny_sd" / "classifiers" / "resnet18_demo.safetensors"
 DEMO_NODE = TESTS / "tiny_sd" / "comfy_node"
 
 # Programs that keep caches in the home folder are told to keep them here instead.
