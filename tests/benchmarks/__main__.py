@@ -25,6 +25,9 @@ NAMES = (
     "repaint",
     "illusions",
     "illusions_cost",
+    "saliency",
+    "saliency_speed",
+    "saliency_photos",
 )
 
 
