@@ -20,19 +20,16 @@ import comfy.samplers
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from benchmarks.inversion import KEPT
 from benchmarks.realism import Measured, Realism
 from benchmarks.study import CELLS, SAMPLER, SCHEDULER
 from guided_synthesis.guidance.gradient_matching import GradientMatching
 from guided_synthesis.guidance.inverting import Descent, Inverter
-from guided_synthesis.guidance.noise_contrast import contrast, middle, recontrasted
 from guided_synthesis.guidance.noise_statistics import standardised
 from guided_synthesis.nodes.host import saliency
 from guided_synthesis.nodes.host.classifiers import load_classifier
 from guided_synthesis.nodes.host.encoders import Encoder
-from guided_synthesis.nodes.host.first_estimate import first_estimate
 from guided_synthesis.nodes.host.noises import StructuredNoise
 from tiny_sd import classifier, data, measure, resnet
 from tiny_sd.host_model import load_demo_model
@@ -214,11 +211,9 @@ def from_reference(bench: Bench, number: int) -> Tensor:
 
 def with_contrast(bench: Bench, number: int, source: Source) -> Tensor:
     """Return the structure of `source` in the contrast of what the prompt paints, as with a guider at the node."""
-    structure, scene = source(bench, number), bench.scene(number)
-    mask = saliency.saliency_mask(scene.classifier, scene.reference, scene.label)[None]
-    inside = interpolate(mask, size=(CELLS, CELLS), mode="bilinear", antialias=True)
-    estimate = first_estimate(bench.guider([prompts()[number][1]]), SHAPE, number)
-    return recontrasted(structure, inside, contrast(estimate, middle(CELLS, CELLS)))
+    structure, guider = source(bench, number), bench.guider([prompts()[number][1]])
+    made = saliency.Structure(structure, structure)
+    return saliency.with_contrast(made, bench.scene(number), guider, number).noise
 
 
 MOVES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
