@@ -37,7 +37,7 @@ from tiny_sd.world import PLACES, SIZE, Scene, draw, make_spec
 
 FOLDER = KEPT.with_name("saliency")
 REFERENCES, SEEDS, FIRST = 30, (1000, 2000, 3000, 4000), data.HELD_OUT + 150_000  # tried on others
-INVERTED = 8  # of the references, for gradient inversion over pixels: minutes each
+INVERTED = 6  # of the references, for gradient inversion over pixels: minutes each
 OFF = 0.1  # how far from the middle the reference's object is at least, of the width
 STEPS, CFG, BATCH, REAL = 20, 5.0, 24, 400
 TIMESTEP, LEAST = (
