@@ -74,6 +74,12 @@ def test_the_best_picture_has_the_highest_alignment_and_of_equal_ones_the_highes
     assert best(torch.tensor([weak, leaky, clean])) == 2
 
 
+def test_the_temperature_decides_between_pictures_of_equal_alignment():
+    lopsided, even = [[-1.0, -1.05], [-9.0, -1.0]], [[-1.0, -1.5], [-1.5, -1.0]]
+    scores = torch.tensor([lopsided, even])
+    assert best(scores) == 1 and best(scores, temperature=1.0) == 0
+
+
 def test_a_picture_without_numbers_is_not_the_best():
     scores = torch.tensor([[[math.nan, 0.0], [0.0, 0.3]], [[-0.2, 0.0], [0.0, -0.1]]])
     assert best(scores) == 1 and best(scores.flip(0)) == 0
