@@ -59,8 +59,8 @@ class SaliencyNoise(io.ComfyNode):
             display_name="Saliency Noise",
             category="guided synthesis/noise",
             description=(
-                "Makes the noise that sampling starts from out of a picture: it carries where the object stands and "
-                "how it is turned, so that another prompt puts its own object there."
+                "Makes the noise that sampling starts from out of a picture: it carries where the object stands, so "
+                "that another prompt puts its own object there. Connect the guider that samples, too."
             ),
             search_aliases=[
                 "object saliency noise",
@@ -254,7 +254,7 @@ def _preview(
 
 def _inputs() -> list[io.Input]:
     return [
-        io.Model.Input("model", tooltip="The model that the noise is for. It is neither changed nor run."),
+        io.Model.Input("model", tooltip="The model that the noise is for. It is not changed."),
         io.Vae.Input("vae", tooltip="The VAE of this model: through it the classifier sees the latent."),
         ClassifierSocket.Input(
             "classifier", tooltip="What looks at the reference and at the noise, from Load Classifier."
