@@ -17,6 +17,7 @@ from . import checks, predictions
 from .trajectories import check_model, check_sampler
 
 KEY = "guided_synthesis_direct_inversion"
+POST = "sampler_post_cfg_function"
 NO_SOURCE = (
     "auto_mask of Direct Inversion compares what the source's and the edited prompt make of the photo, and this guider "
     "does not tell. Sample with the Text Guidance Guider, paint a mask, or switch auto_mask off."
@@ -56,6 +57,7 @@ def keep_source(model: Any, trajectory: Trajectory, kept: Kept | None = None) ->
 
     def around_sampler(executor, guider, sigmas, extra_args, callback, noise, *rest, **named):
         check_sampler(executor.class_obj)
+        extra_args = _with_last(extra_args, after_cfg)
         trajectory.check_schedule(extra_args["model_options"]["transformer_options"]["sample_sigmas"])
         trajectory.check_shape(noise[:count].shape)
         if kept.mask is not None:
@@ -72,6 +74,16 @@ def keep_source(model: Any, trajectory: Trajectory, kept: Kept | None = None) ->
     patched.set_model_sampler_post_cfg_function(after_cfg)
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, around_sampler)
     return patched
+
+
+def _with_last(extra_args: dict[str, Any], function: Any) -> dict[str, Any]:
+    """Return `extra_args` of a run in which `function` comes after the post-cfg functions of all other nodes.
+
+    One that is further down the chain, such as that of Perturbed-Attention Guidance, would lead off the trajectory.
+    """
+    options = extra_args["model_options"]
+    others = [other for other in options[POST] if other is not function]
+    return {**extra_args, "model_options": {**options, POST: [*others, function]}}
 
 
 def _first(args: dict[str, Any], count: int) -> list[Tensor]:

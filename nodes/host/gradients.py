@@ -21,6 +21,7 @@ import comfy.model_management
 import comfy.samplers
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from .plain_tensors import checkpointed, differentiable
 
@@ -151,7 +152,10 @@ def _output_range(vae: Any) -> tuple[float, float]:
 
 
 def with_plain_attention(transformer_options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options with attention in plain torch; an override already there sits on top of it."""
+    """Return the options for a pass with gradients: attention in plain torch, and patches that may write in place.
+
+    An override of the attention that is already there sits on top of it.
+    """
     earlier = transformer_options.get("optimized_attention_override")
 
     def override(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -159,7 +163,23 @@ def with_plain_attention(transformer_options: dict[str, Any]) -> dict[str, Any]:
         return plain(*args, **kwargs) if earlier is None else earlier(plain, *args, **kwargs)
 
     options = {**transformer_options, "optimized_attention_override": override}
+    if "patches" in options:
+        patches = options["patches"].items()
+        options["patches"] = {
+            slot: [_views_copied(patch) for patch in entries] if "block_patch" in slot else entries
+            for slot, entries in patches
+        }
     options.pop(
         "prefetch_dynamic_vbars", None
     )  # newer hosts replay whole blocks as CUDA graphs: no gradients
     return options
+
+
+def _views_copied(patch: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `patch` such that autograd keeps copies of views: FreeU V2 overwrites what it has just multiplied."""
+
+    def copying(*args: Any, **kwargs: Any) -> Any:
+        with saved_tensors_hooks(lambda kept: kept.clone() if kept._is_view() else kept, lambda kept: kept):
+            return patch(*args, **kwargs)
+
+    return copying

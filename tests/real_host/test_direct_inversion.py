@@ -268,7 +268,10 @@ def test_a_free_cell_is_what_the_guider_makes_of_it_to_the_bit(node, host, tiny,
     model.set_model_sampler_post_cfg_function(lambda args: seen.append(args["denoised"]) or args["denoised"])
     with torch.inference_mode():
         model = node.DirectInversion.execute(model, inverted[2], mask=stays).args[0]
-    model.set_model_sampler_post_cfg_function(lambda args: seen.append(args["denoised"]) or args["denoised"])
+    predicted = host.comfy.patcher_extension.WrappersMP.PREDICT_NOISE
+    model.add_wrapper_with_key(
+        predicted, "spy", lambda predict, *args: seen.append(predict(*args)) or seen[-1]
+    )
     edited(node, host, tiny, photo, inverted, model=model)
     free, kept_there = seen[0], seen[1]
     assert torch.equal(free[..., :8], kept_there[..., :8]) and not torch.equal(free, kept_there)
