@@ -42,7 +42,7 @@ from .host.widgets import switch
 
 GRADIENTS, FEATURES, FGSM, SALIENCY = SOURCES = ("gradient inversion", "feature map", "FGSM", "saliency")
 PREDICTED = "predicted"
-DROPS, COSINE = SCHEDULES = ("drops", "cosine")
+COSINE, DROPS = SCHEDULES = ("cosine", "drops")
 LISTED = 3  # labels that the node's text names
 FROM_MEMORY = "The inversion is that of the latest run, from memory: nothing that it depends on has changed."
 
@@ -59,8 +59,8 @@ class SaliencyNoise(io.ComfyNode):
             display_name="Saliency Noise",
             category="guided synthesis/noise",
             description=(
-                "Makes the noise that sampling starts from out of a picture: it carries where the object stands, so "
-                "that another prompt puts its own object there. Connect the guider that samples, too."
+                "Turns a picture into the noise that sampling starts from: the noise carries where the object "
+                "stands, so that another prompt puts its own object there. Connect the guider that samples, too."
             ),
             search_aliases=[
                 "object saliency noise",
@@ -126,7 +126,7 @@ class SaliencyNoise(io.ComfyNode):
 def _check_values(descent: Descent, blend: float) -> None:
     """Raise ValueError for values that a linked input may bring."""
     if descent.steps < 1:
-        raise ValueError(f"steps is {descent.steps}; choose 1 or more, 1000 for example.")
+        raise ValueError(f"steps is {descent.steps}; choose 1 or more, 800 for example.")
     if descent.learning_rate <= 0:
         raise ValueError(f"learning_rate is {descent.learning_rate:g}; choose more than 0, 0.1 for example.")
     if descent.total_variation < 0:
@@ -288,11 +288,11 @@ def _inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "steps",
-            default=1000,
+            default=Descent.steps,
             min=1,
             max=20000,
-            tooltip="gradient inversion: how many steps. More bring out more of the reference; the paper has 1000 to "
-            "5000.",
+            tooltip="gradient inversion: how many steps. More bring out more of the reference. The paper: 1000 to "
+            "5000, with signed on and the schedule drops.",
         ),
     ]
 
@@ -313,14 +313,13 @@ def _fine_inputs() -> list[io.Input]:
         switch(
             "signed",
             Descent.signed,
-            "gradient inversion: use only the sign of the gradient, as in Inverting Gradients.",
+            "gradient inversion: use only the sign of the gradient, as the paper and Inverting Gradients do.",
         ),
         _choice(
             "schedule",
             SCHEDULES,
-            "gradient inversion: how the learning rate falls. drops: to a tenth after 3/8, 5/8 and 7/8 of the steps, "
-            "as in Inverting Gradients. cosine: steadily; with 0.03, not signed and 500 steps, closer in a tenth of "
-            "the steps.",
+            "gradient inversion: how the learning rate falls. cosine: steadily; not signed it gets as close in a sixth "
+            "of the steps. drops: to a tenth after 3/8, 5/8 and 7/8 of the steps, as in Inverting Gradients.",
         ),
         tolerant(
             io.Float.Input,

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
@@ -69,6 +70,21 @@ class Scene:
         height, width = (side // self.vae.downscale_ratio for side in self.reference.shape[-2:])
         return 1, self.vae.latent_channels, height, width
 
+    @cached_property
+    def salient(self) -> Tensor:
+        """Return how salient each cell of the noise is for the label, (1, 1, h, w) in [0, 1].
+
+        Raises ValueError if nothing is.
+        """
+        seen = saliency_mask(self.classifier, self.reference, self.label)
+        if not bool((seen > 0).any()):
+            label = self.classifier.labels[self.label]
+            raise ValueError(
+                f"Nothing in the reference speaks for the label {label} (Grad-CAM is 0 everywhere), so it has no "
+                "salient part. Choose another label or reference."
+            )
+        return _sized(seen[:, None], self.shape)
+
 
 @dataclass(frozen=True)
 class Matching:
@@ -103,7 +119,7 @@ def from_features(scene: Scene) -> Structure:
 
 def from_saliency(scene: Scene) -> Structure:
     """Return where the classifier sees the label (Grad-CAM) as the structure of every channel."""
-    return _found(_salient(scene).expand(scene.shape))
+    return _found(scene.salient.expand(scene.shape))
 
 
 def from_sign(scene: Scene) -> Structure:
@@ -148,9 +164,8 @@ def with_contrast(found: Structure, scene: Scene, guider: Any, seed: int) -> Str
 
     One call of the guider's model; `seed` is that of the noises it sees. Raises ValueError if nothing is salient.
     """
-    salient = _salient(scene)
     direction = contrast(first_estimate(guider, scene.shape, seed), middle(*scene.shape[-2:]))
-    noise, frames = (recontrasted(part, salient, direction) for part in (found.noise, found.frames))
+    noise, frames = (recontrasted(part, scene.salient, direction) for part in (found.noise, found.frames))
     return replace(found, noise=noise, frames=frames)
 
 
@@ -261,18 +276,6 @@ class _Run:
 def _found(structure: Tensor) -> Structure:
     noise = standardised(structure)
     return Structure(noise, noise)
-
-
-def _salient(scene: Scene) -> Tensor:
-    """Return how salient each cell of the noise is for the label, (1, 1, h, w) in [0, 1]."""
-    seen = saliency_mask(scene.classifier, scene.reference, scene.label)
-    if not bool((seen > 0).any()):
-        label = scene.classifier.labels[scene.label]
-        raise ValueError(
-            f"Nothing in the reference speaks for the label {label} (Grad-CAM is 0 everywhere), so it has no salient "
-            "part. Choose another label or reference."
-        )
-    return _sized(seen[:, None], scene.shape)
 
 
 def _sized(features: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -45,6 +45,7 @@ TIMESTEP, LEAST = (
     0.3,
 )  # of the attention maps; on 120 drawn scenes they are 0.03 of the side off the masks' centres
 INVERSION, SEARCHED = (1000, 3000, 5000), 500  # steps of gradient inversion, over pixels and over the latent
+PAPER = {"learning_rate": 0.1, "signed": True, "total_variation": 1e-4, "cosine": False}
 SHAPE = (1, 4, CELLS, CELLS)
 
 
@@ -161,7 +162,7 @@ def inverted(bench: Bench, number: int) -> dict[int, Tensor]:
             matching = GradientMatching(network, scene.classifier.prepare, scene.reference, scene.label)
             random_ = torch.Generator().manual_seed(100 + number)
             start = 0.5 + 0.5 * torch.randn(scene.reference.shape, generator=random_)
-            run = Inverter(start, lambda x: x, matching, Descent(INVERSION[-1], 0.1, True, 1e-4))
+            run = Inverter(start, lambda x: x, matching, Descent(INVERSION[-1], **PAPER))
             while run.done < INVERSION[-1]:
                 objective.append(run.step())
                 if run.done in INVERSION:
@@ -179,9 +180,19 @@ def from_pixels(bench: Bench, number: int, steps: int) -> Tensor:
     return standardised(Encoder(bench.vae, bench.model)(inverted(bench, number)[steps]))
 
 
+def from_default(bench: Bench, number: int, space: str, decoder: str) -> Tensor:
+    """Return gradient inversion as the node does it by default."""
+    matching = saliency.Matching(Descent(), "all", space, number)
+
+    def make() -> Tensor:
+        return saliency.from_gradients(bench.scene(number, decoder), matching, lambda *_: None).noise.clone()
+
+    return kept(f"default_{space}_{decoder}_{number}", make)
+
+
 def from_latent(bench: Bench, number: int, steps: int) -> Tensor:
-    """Return gradient inversion over the latent, seen through the linear decoder."""
-    matching = saliency.Matching(Descent(steps, 0.1, True, 1e-4), "all", saliency.LATENT, number)
+    """Return gradient inversion over the latent, seen through the linear decoder, by the paper's search."""
+    matching = saliency.Matching(Descent(steps, **PAPER), "all", saliency.LATENT, number)
 
     def make() -> Tensor:
         return saliency.from_gradients(bench.scene(number), matching, lambda *_: None).noise.clone()
@@ -280,21 +291,29 @@ def _inversion(steps: int, contrast: bool = False) -> Row:
     return Row(name, partial(from_pixels, steps=steps), contrast=contrast, count=INVERTED)
 
 
+def _default(space: str, decoder: str = "linear", contrast: bool = False) -> Row:
+    name = f"gradient inversion, {space}{f' ({decoder})' * (space == saliency.LATENT)}, default"
+    return Row(name, partial(from_default, space=space, decoder=decoder), contrast=contrast)
+
+
 def _searched(contrast: bool = False) -> Row:
     name = f"gradient inversion, latent, {SEARCHED} steps"
     return Row(name, partial(from_latent, steps=SEARCHED), contrast=contrast)
 
 
+DEFAULTS = ((saliency.PIXELS,), (saliency.LATENT, "linear"), (saliency.LATENT, "vae"))
 PLAIN = Row("plain noise", blend=1.0)
 BLENDS, BEST = (0.0, 0.25, 0.5, 0.8, 0.9, 0.97), 0.8
 ROWS = (
     PLAIN,
     Row("the reference's own latent", from_reference),
     _searched(),
+    *[_default(*way) for way in DEFAULTS],
     Row("feature map", from_features),
     Row("FGSM", from_sign),
     Row("the reference's own latent", from_reference, contrast=True),
     _searched(contrast=True),
+    *[_default(*way, contrast=True) for way in DEFAULTS],
     Row("FGSM", from_sign, contrast=True),
     Row("saliency", from_saliency),
     *[Row("saliency", from_saliency, blend, contrast=True) for blend in (0.5, BEST)],

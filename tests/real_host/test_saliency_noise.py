@@ -104,7 +104,7 @@ RUNS = [
     {"source": "gradient inversion", "decoder": "vae"},
     {"source": "gradient inversion", "decoder": "taesd"},
     {"source": "gradient inversion", "space": "pixels"},
-    {"source": "gradient inversion", "layers": "last stages", "signed": False},
+    {"source": "gradient inversion", "layers": "last stages", "signed": True},
     {"source": "feature map"},
     {"source": "FGSM", "decoder": "linear"},
     {"source": "FGSM", "decoder": "vae"},
@@ -170,9 +170,9 @@ def test_the_widgets_of_the_descent_are_heard(made):
     plain = made().args[2][-2]
     for widgets in (
         {"learning_rate": 0.2},
-        {"signed": False},
+        {"signed": True},
         {"total_variation": 100.0},
-        {"schedule": "cosine"},
+        {"schedule": "drops"},
         {"layers": "last stages"},
         {"decoder": "vae"},
         {"seed": 3},

@@ -73,7 +73,7 @@ def inverting_gradients(steps, descent):
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("weight", [0.0, 1e-4, 0.1])
 def test_the_loss_curve_is_that_of_inverting_gradients_written_out(signed, weight):
-    descent = Descent(40, 0.1, signed, weight)
+    descent = Descent(40, 0.1, signed, weight, cosine=False)
     inverter, told = inverted(40, descent)
     expected, latents = inverting_gradients(40, descent)
     assert told == pytest.approx(expected, rel=1e-4)
@@ -82,10 +82,10 @@ def test_the_loss_curve_is_that_of_inverting_gradients_written_out(signed, weigh
 
 
 def test_the_learning_rate_falls_to_a_tenth_after_3_5_and_7_eighths():
-    rates = [Descent(80, 0.1).rate(done) for done in range(100)]
+    rates = [Descent(80, 0.1, cosine=False).rate(done) for done in range(100)]
     expected = [0.1] * 30 + [0.01] * 20 + [1e-3] * 20 + [1e-4] * 30
     assert rates == pytest.approx(expected)
-    assert Descent(1, 0.1).rate(0) == 0.1
+    assert Descent(1, 0.1, cosine=False).rate(0) == 0.1
 
 
 def test_along_a_cosine_the_learning_rate_falls_from_all_to_nothing_and_stays_there():
@@ -106,7 +106,9 @@ def test_a_signed_step_moves_every_number_by_the_learning_rate():
     inverter, _ = inverted(1, Descent(1000, 0.05, True, 0.0))
     assert torch.allclose((inverter.latent - start()).abs(), torch.tensor(0.05), atol=1e-6)
     unsigned, _ = inverted(2, Descent(1000, 0.05, False, 0.0))
-    assert not torch.allclose(unsigned.latent, inverted(2, Descent(1000, 0.05))[0].latent, atol=1e-3)
+    assert not torch.allclose(
+        unsigned.latent, inverted(2, Descent(1000, 0.05, True, 0.0))[0].latent, atol=1e-3
+    )
 
 
 def test_the_best_latent_is_kept_where_the_descent_jumps_about():
