@@ -7,6 +7,7 @@ layers to the latent's size, mean over heads, layers and steps; a word is the me
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -39,10 +40,14 @@ class Recording:
         """Add the words' columns of one call's `maps` (B, heads, N, T), their mean over heads."""
         columns = torch.tensor(self.tokens, device=maps.device)
         words = maps.detach().index_select(-1, columns).mean(1)
-        self.latent = call.condition.latent
+        self.latent, scale = call.condition.latent, call.layer.scale
+        grid = ceil(self.latent[0] / scale), ceil(self.latent[1] / scale)
+        if call.grid != grid:  # another pack runs the layer at a size of its own (Deep Shrink)
+            large = interpolate(words.mT.unflatten(-1, call.grid), grid, mode="bilinear")
+            words = large.flatten(-2).mT
         sums = self.sums.get(call.layer)
         if sums is None:
-            self.sums[call.layer] = Sums(words, call.grid, call.layer.scale)
+            self.sums[call.layer] = Sums(words, grid, scale)
         else:
             sums.total, sums.steps = sums.total + words, sums.steps + 1
 

@@ -1,9 +1,16 @@
-// The timing of a film that moves between readings, and where its frames lie on their sheet. No page needed.
+// The timing of a film that moves between readings. No page needed.
 
 export const FRAME = 1000 / 24; // ms that a frame is shown
 export const HOLD = 800; // ms that a reading is shown
 
-/** Return [{frame, from, to}] in ms: through all `count` frames and back again, at rest at each of `stops`. */
+/** @typedef {{ frame: number, from: number, to: number }} Shot in ms since the start */
+
+/**
+ * Return the shots of a film: through all `count` frames and back again, at rest at each of `stops`.
+ * @param {number} count
+ * @param {readonly number[]} stops
+ * @returns {Shot[]}
+ */
 export function schedule(count, stops) {
   const there = Array.from({ length: count }, (_, frame) => frame);
   const shots = [];
@@ -16,19 +23,30 @@ export function schedule(count, stops) {
   return shots;
 }
 
-/** Return the shot of `shots` that is on at `time` ms; after the last one comes the first. */
+/**
+ * Return how long all `shots` take, in ms.
+ * @param {readonly Shot[]} shots
+ */
+export function duration(shots) {
+  return shots[shots.length - 1].to;
+}
+
+/**
+ * Return the shot that is on at `time` ms; after the last one comes the first.
+ * @param {readonly Shot[]} shots
+ * @param {number} time
+ */
 export function shotAt(shots, time) {
-  const moment = time % shots.at(-1).to;
+  const moment = time % duration(shots);
   return shots.find((shot) => moment < shot.to) ?? shots[0];
 }
 
-/** Return the index of the stop that `frame` is nearest to; halfway it is the later one. */
+/**
+ * Return the index of the stop that `frame` is nearest to; halfway it is the later one.
+ * @param {readonly number[]} stops
+ * @param {number} frame
+ */
 export function nearestStop(stops, frame) {
-  const away = (stop) => Math.abs(stop - frame);
+  const away = (/** @type {number} */ stop) => Math.abs(stop - frame);
   return stops.reduce((best, stop, i) => (away(stop) <= away(stops[best]) ? i : best), 0);
-}
-
-/** Return the left upper corner [x, y] of a frame on the sheet of `film`, in px. */
-export function corner({ columns, width, height }, frame) {
-  return [(frame % columns) * width, Math.floor(frame / columns) * height];
 }

@@ -1,47 +1,6 @@
-// What the player looks like: in the colours of the host's theme, dark or light.
-
-export const HINT_HEIGHT = 48, FILM_HEIGHT = 300; // px, at least
+// What the player looks like.
 
 export const STYLE = `
-  :host {
-    --ink: var(--input-text, var(--fg-color, #ddd));
-    --quiet: var(--descrip-text, #999);
-    --well: var(--comfy-input-bg, #222);
-    --line: var(--border-color, #4e4e4e);
-    box-sizing: border-box;
-    contain: inline-size; /* a long title does not make the node wider */
-    display: flex;
-    flex-direction: column;
-    gap: 6px;
-    width: 100%;
-    height: 100%;
-    min-height: ${HINT_HEIGHT}px;
-    color: var(--ink);
-    font-size: 12px;
-    line-height: 1.4;
-  }
-  :host([data-film]) { min-height: ${FILM_HEIGHT}px; }
-  :host([data-film]) .hint, :host(:not([data-film])) :is(.stage, .label, .controls) { display: none; }
-  .hint {
-    box-sizing: border-box;
-    display: grid;
-    place-items: center;
-    flex: 1;
-    margin: 0;
-    padding: 8px;
-    border: 1px dashed var(--line);
-    border-radius: 6px;
-    color: var(--quiet);
-    text-align: center;
-  }
-  .stage { position: relative; flex: 1 1 0; min-height: 0; }
-  .picture {
-    position: absolute;
-    inset: 0;
-    width: 100%;
-    height: 100%;
-    object-fit: contain;
-  }
   .label {
     flex: none;
     height: 1.4em;
@@ -61,11 +20,7 @@ export const STYLE = `
     width: 26px;
     height: 26px;
     padding: 0;
-    border: 1px solid var(--line);
     border-radius: 6px;
-    background: var(--well);
-    color: inherit;
-    cursor: pointer;
   }
   button:hover { border-color: currentColor; }
   button::before { content: ""; width: 10px; height: 10px; background: currentColor; }
@@ -111,11 +66,6 @@ export const STYLE = `
     background: var(--ink);
   }
   input::-moz-range-thumb { width: 14px; height: 14px; border: 0; border-radius: 50%; background: var(--ink); }
-  :is(button, input):focus-visible {
-    outline: 2px solid var(--p-primary-color, #5b9cf5);
-    outline-offset: 2px;
-    border-radius: 6px;
-  }
   :is(button, input):disabled { opacity: 0.4; cursor: default; }
   @media (prefers-reduced-motion: reduce) { .label { transition: none; } }
 `;

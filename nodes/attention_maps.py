@@ -5,6 +5,9 @@ What the DAAM: Interpreting Stable Diffusion Using Cross Attention (arXiv 2210.0
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import matplotlib
 import torch
 from comfy_api.latest import io
@@ -14,6 +17,7 @@ from torch.nn.functional import interpolate
 from ..attention.record import Recording
 from ..attention.words import Prompt
 from .host import checks
+from .host.attention_explorer import GROUND, MAP, explorer_ui
 from .host.attention_hook import check_unet
 from .host.recording import AttentionMaps
 from .host.schema import tolerant
@@ -39,8 +43,8 @@ class AttentionRecorder(io.ComfyNode):
             display_name="Attention Recorder",
             category=CATEGORY,
             description=(
-                "Keeps where each word of the prompt looked while the picture was made; the picture itself stays the "
-                "same to the bit. Look at the maps with the Attention Map View."
+                "Records where each word of the prompt looked while the picture was made; the picture itself stays "
+                "identical to the bit. Look at the maps with the Attention Map View."
             ),
             search_aliases=["daam", "attention map", "heat map", "explain", "cross attention"],
             inputs=[
@@ -83,7 +87,8 @@ class AttentionMapView(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Shows where words looked, as heat maps and as masks. The mask finds an object without drawing: for "
-                "inpainting, for Attention Region, for anything that takes a mask."
+                "inpainting, for Attention Region, for anything that takes a mask. In the node, point at a word to see "
+                "its map."
             ),
             search_aliases=["daam", "attention map", "heat map", "word to mask", "segment"],
             inputs=[
@@ -96,8 +101,8 @@ class AttentionMapView(io.ComfyNode):
                     "words",
                     default="",
                     tooltip=(
-                        "A word or phrase of the prompt; several, parted by commas, give a picture each. fox#2 is the "
-                        "second fox only. Nothing: every word of the prompt."
+                        "A word or phrase of the prompt; several, separated by commas, give a picture each. fox#2 is "
+                        "the second fox only. Empty: all words."
                     ),
                 ),
                 io.Float.Input(
@@ -121,19 +126,33 @@ class AttentionMapView(io.ComfyNode):
                 ),
                 io.Mask.Output(display_name="mask", tooltip="The same as masks."),
             ],
+            is_output_node=True,
         )
 
     @classmethod
     def execute(cls, attention_maps, latent, words, threshold, image=None) -> io.NodeOutput:
-        """Find the run and draw its maps."""
-        heat = _heat(attention_maps.prompt, attention_maps.of(latent["samples"]), words)  # (B, words, h, w)
+        """Find the run, draw its maps, and give the browser those of all words."""
+        prompt, recording = attention_maps.prompt, attention_maps.of(latent["samples"])
+        heat = _heat(prompt, recording, words)  # (B, words, h, w)
         pictures, count = heat.shape[:2]
         picture = None if image is None else _pictures(image, pictures)
         size = [s * PIXELS_PER_CELL for s in heat.shape[-2:]] if picture is None else picture.shape[-2:]
-        heat = interpolate(heat, list(size), mode="bicubic").clamp(min=0).flatten(0, 1)
-        heat = heat / heat.amax((1, 2), keepdim=True).clamp(min=torch.finfo(heat.dtype).tiny)
+        heat = _enlarged(heat, size)
         shown = _shown(heat, None if picture is None else picture.repeat_interleave(count, 0))
-        return io.NodeOutput(shown, (heat >= threshold).float() if threshold > 0 else heat)
+        mask = (heat >= threshold).float() if threshold > 0 else heat
+        return io.NodeOutput(shown, mask, ui=_explorer(prompt, recording, size, picture))
+
+
+def _explorer(
+    prompt: Prompt, recording: Recording, size: Sequence[int], picture: Tensor | None
+) -> dict[str, Any]:
+    """Return the `ui` that shows every word's map over the first of `picture` (B, 3, H, W), or over `size` px of grey.
+
+    The maps are square; the browser draws them at the picture's shape.
+    """
+    maps = _coloured(_enlarged(_heat(prompt, recording, "")[:1], [MAP, MAP])).movedim(-1, 1)
+    ground = torch.full((3, *size), GROUND) if picture is None else picture[0]
+    return explorer_ui([word.text for word in prompt.words], maps, ground)
 
 
 def _heat(prompt: Prompt, recording: Recording, words: str) -> Tensor:
@@ -154,10 +173,21 @@ def _pictures(image: Tensor, count: int) -> Tensor:
     return found
 
 
+def _enlarged(heat: Tensor, size: Sequence[int]) -> Tensor:
+    """Return `heat` (B, words, h, w) as (B * words, *size), the largest value of each map 1."""
+    large = interpolate(heat, list(size), mode="bicubic").clamp(min=0).flatten(0, 1)
+    return large / large.amax((1, 2), keepdim=True).clamp(min=torch.finfo(large.dtype).tiny)
+
+
 def _shown(heat: Tensor, picture: Tensor | None) -> Tensor:
     """Return `heat` (B, H, W) in [0, 1] as IMAGE, half of it over `picture` (B, 3, H, W) if there is one."""
-    coloured = torch.from_numpy(matplotlib.colormaps[COLOURS](heat.numpy())[..., :3]).float()
+    coloured = _coloured(heat)
     return coloured if picture is None else (coloured + picture.movedim(1, -1)) / 2
+
+
+def _coloured(heat: Tensor) -> Tensor:
+    """Return `heat` (B, H, W) in [0, 1] as IMAGE, dark to bright."""
+    return torch.from_numpy(matplotlib.colormaps[COLOURS](heat.numpy())[..., :3]).float()
 
 
 NODES = [AttentionRecorder, AttentionMapView]

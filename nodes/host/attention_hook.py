@@ -210,14 +210,16 @@ class _Pass:
 
         def attention(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
             batch, grid = self.batch(options), tuple(options["activations_shape"][-2:])
-            count = q.shape[0] // len(batch)
+            count = k.shape[0] // len(
+                batch
+            )  # of q, another pack may have made several tiles each (HyperTile)
             rows = [
                 i * count + source
                 for i, condition in enumerate(batch)
                 for source in self.sources(layer, grid, condition, count)
             ]
-            if rows != list(range(q.shape[0])):
-                q, k = q[rows], k[rows]
+            if rows != list(range(k.shape[0])):
+                q, k = q.unflatten(0, (k.shape[0], -1))[rows].flatten(0, 1), k[rows]
             return earlier(q, k, v, options)
 
         return attention

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,20 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from comfy_host.places import BASE, WORKFLOWS
 from comfy_host.server import Server
+from end_to_end.browser import RENDERERS, opened, page_errors
 
 PICTURE = "browser_test.png"
 APPLY, ANIMATION = "GuidedSynthesis_ApplyView", "GuidedSynthesis_ViewAnimation"
 OURS = "/extensions/guided_synthesis/"
 FIRST, SECOND = "rotate 180", "negate"
 PLAY, PAUSE, NEXT = "Play the views", "Pause", "Next reading"
-QUIET = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
 NODE, OTHER = 5, 6  # the Apply View of the graph, and a node that is none
 # Where the nodes lie: the player, and room below for one more, are in sight.
 PLACES = {1: [-900, 0], 2: [-900, 500], 3: [-600, 500], 4: [-300, 500], NODE: [60, 60], OTHER: [900, 60]}
@@ -68,23 +64,6 @@ def graph() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Start the system's Chromium, else Playwright's own."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    expect.set_options(timeout=60_000)
-    with sync_playwright() as playwright:
-        if found is None and not Path(playwright.chromium.executable_path).is_file():
-            pytest.fail(
-                "There is no Chromium; type: sudo apt install chromium, or: playwright install chromium"
-            )
-        # Chromium keeps a socket in its temporary folder; inside the checkout the name may be too long for one.
-        surroundings = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
-        started = playwright.chromium.launch(executable_path=found, args=QUIET, env=surroundings)
-        yield started
-        started.close()
-
-
-@pytest.fixture(scope="module")
 def picture() -> Iterator[str]:
     """Put a picture where the host finds it."""
     file = BASE / "input" / PICTURE
@@ -93,37 +72,22 @@ def picture() -> Iterator[str]:
     file.unlink()
 
 
-@pytest.fixture(scope="module")
-def wrong() -> list[str]:
-    """Return the list of what the browser reports against the pack's scripts."""
-    return []
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes 2.0"])
-def page(request, server: Server, browser: Browser, picture: str, wrong: list[str]) -> Iterator[Page]:
+@pytest.fixture(scope="module", params=RENDERERS.values(), ids=RENDERERS.keys())
+def page(request, server: Server, browser: Browser, picture: str) -> Iterator[Page]:
     """Open the host's page, load the graph and run it."""
-    settings = {"Comfy.VueNodes.Enabled": request.param, "Comfy.TutorialCompleted": True}
-    page = browser.new_page(viewport={"width": 1500, "height": 1100})
-    page.set_default_timeout(60_000)
-    page.on("pageerror", lambda error: note(wrong, f"{error} {error.stack}"))
-    page.on("console", lambda line: line.type == "error" and note(wrong, f"{line.text} {line.location}"))
-    page.route("**", lambda route: keep_inside(route, server.address, settings))
-    page.goto(server.address)
-    page.wait_for_function(f"!!window.app?.graph && !!LiteGraph.registered_node_types['{APPLY}']")
-    page.evaluate(OPEN, [graph(), PLACES])
-    assert page.evaluate("!!LiteGraph.vueNodesMode") == request.param
-    page.evaluate("app.queuePrompt(0)")
-    expect(page.locator(".picture")).to_be_visible()
-    yield page
-    page.close()
+    with opened(browser, server.address, nodes2=request.param) as page:
+        page.evaluate(OPEN, [graph(), PLACES])
+        page.evaluate("app.queuePrompt(0)")
+        expect(page.locator(".picture")).to_be_visible()
+        yield page
 
 
 @pytest.fixture(autouse=True)
-def nothing_goes_wrong(page: Page, wrong: list[str]) -> Iterator[None]:
+def nothing_goes_wrong(page: Page) -> Iterator[None]:
     """Let the pointer start beside the player, and fail a test in which our scripts wrote an error."""
     page.mouse.move(1400, 900)
     yield
-    assert wrong == []
+    assert [error for error in page_errors(page) if OURS in error] == []
 
 
 @pytest.fixture
@@ -132,22 +96,6 @@ def player(page: Page) -> Locator:
     player = page.locator(".guided-synthesis-player")
     player.locator("input").press("Home")
     return player
-
-
-def note(wrong: list[str], message: str) -> None:
-    if OURS in message:
-        wrong.append(message)
-
-
-def keep_inside(route: Route, address: str, settings: dict[str, Any]) -> None:
-    """Let the page talk to the host only, and keep its settings in this test."""
-    url = route.request.url
-    if url.startswith(f"{address}/api/settings"):
-        route.fulfill(json=settings)
-    elif url.startswith((address, "blob:", "data:")):
-        route.continue_()
-    else:
-        route.abort()
 
 
 def seen(locator: Locator, file: Path) -> np.ndarray:
@@ -261,7 +209,7 @@ def test_only_nodes_that_play_get_a_player_and_a_new_one_says_what_to_do(page: P
 def test_a_node_whose_output_the_host_kept_plays_it_without_a_run(page: Page):
     """So it is when one comes back to a graph from another tab."""
     new = page.evaluate(ADD, [APPLY, NODE])
-    expect(page.locator(".guided-synthesis-player[data-film]")).to_have_count(2)
+    expect(page.locator(".guided-synthesis-player[data-shown]")).to_have_count(2)
     page.evaluate("id => app.graph.remove(app.graph.getNodeById(id))", new)
 
 
@@ -270,7 +218,7 @@ def test_frames_that_are_gone_are_said_to_be(page: Page):
     film = {"sprite": {"filename": "gone.webp", "type": "temp"}, "columns": 1, "count": 1}
     run = "([id, film]) => app.graph.getNodeById(id).onExecuted({ guided_synthesis_views: [film] })"
     page.evaluate(run, [new, film])
-    expect(page.get_by_text("The host no longer has the frames: run the graph again")).to_be_visible()
+    expect(page.get_by_text("The host no longer has the pictures: run the graph again")).to_be_visible()
     page.evaluate("id => app.graph.remove(app.graph.getNodeById(id))", new)
 
 
@@ -288,22 +236,3 @@ def test_it_is_neither_saved_nor_sent(page: Page):
     assert saved == [-1]
     sent = page.evaluate("app.graphToPrompt().then(({ output }) => output[5].inputs)")
     assert set(sent) == {"image", "views", "index"}
-
-
-def test_a_film_goes_there_and_back_and_rests_at_its_readings(page: Page):
-    film = page.evaluate(
-        f"""import("{OURS}film.js").then((film) => ({{
-            shots: film.schedule(5, [0, 3, 4]).map(({{ frame, from, to }}) => [frame, to - from]),
-            none: film.schedule(1, [0]).map(({{ frame }}) => frame),
-            again: film.shotAt(film.schedule(5, [0]), 800 + 8 * film.FRAME).frame,
-            near: [0, 1, 2, 3, 4].map((frame) => film.nearestStop([0, 4], frame)),
-            corner: film.corner({{ columns: 3, width: 10, height: 20 }}, 4),
-        }}))"""
-    )
-    assert [frame for frame, _ in film["shots"]] == [0, 1, 2, 3, 4, 3, 2, 1]
-    held = [frame for frame, length in film["shots"] if length == pytest.approx(800)]
-    assert held == [0, 3, 4, 3]
-    assert film["none"] == [0]
-    assert film["again"] == 0
-    assert film["near"] == [0, 0, 1, 1, 1]
-    assert film["corner"] == [10, 20]

@@ -6,6 +6,8 @@ import re
 import matplotlib
 import pytest
 import torch
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
 from real_host.sampling import SEED, STEPS, conditioning, empty_latent, sample
 
@@ -34,6 +36,13 @@ def text(host, tiny):
     return make
 
 
+@pytest.fixture(autouse=True)
+def temp(host, tmp_path, monkeypatch):
+    """Keep the host's temp folder to this test."""
+    monkeypatch.setattr(host.folder_paths, "temp_directory", str(tmp_path))
+    return tmp_path
+
+
 def record(nodes, model, prompt, **scales):
     """Return MODEL and ATTENTION_MAPS, with the node's own scales unless others are asked for."""
     inputs = nodes.AttentionRecorder.define_schema().inputs
@@ -49,6 +58,32 @@ def everything(nodes, model, prompt):
 def view(nodes, maps, latent, words="fox", threshold=0.0, image=None):
     with torch.inference_mode():
         return nodes.AttentionMapView.execute(maps, {"samples": latent}, words, threshold, image).args
+
+
+def explored(nodes, maps, latent, words="fox", image=None):
+    """What the browser is told."""
+    with torch.inference_mode():
+        out = nodes.AttentionMapView.execute(maps, {"samples": latent}, words, 0.3, image)
+    (told,) = out.ui["guided_synthesis_attention"]
+    return told
+
+
+def picture_at(temp, file):
+    """RGB (3, H, W) in [0, 1] of a file that the browser is told of."""
+    assert file["type"] == "temp"
+    with Image.open(temp / file["subfolder"] / file["filename"]) as found:
+        return pil_to_tensor(found.convert("RGB")).float() / 255
+
+
+def maps_on_sheet(temp, told):
+    """(N, h, w, 3): the maps that a browser would cut from the sheet."""
+    sheet, (w, h), columns = (
+        picture_at(temp, told["sprite"]),
+        (told["width"], told["height"]),
+        told["columns"],
+    )
+    corners = [((i // columns) * h, (i % columns) * w) for i in range(told["count"])]
+    return torch.stack([sheet[:, y : y + h, x : x + w] for y, x in corners]).movedim(1, -1)
 
 
 def all_heat(maps, latent):
@@ -319,6 +354,55 @@ def test_maps_lie_over_the_decoded_picture_at_its_size(host, tiny, nodes, text):
         ValueError, match="input image has 1 pictures, but 2 were sampled. Connect the decoded"
     ):
         view(nodes, maps, made, image=picture[:1])
+
+
+def test_the_browser_gets_the_map_of_every_word_whatever_is_asked_for(host, tiny, nodes, text, temp):
+    positive, prompt = text()
+    model, maps = record(nodes, tiny[0], prompt)
+    made = sample(host, model, tiny[1], positive=positive, latent=empty_latent(72, 120, batch=2))
+    told = explored(nodes, maps, made, "apple")
+    assert told["words"] == [word.text for word in prompt.words] == TEXT.split()
+    assert told["count"] == len(prompt.words)
+    drawn = view(nodes, maps, made, "")[0][: len(prompt.words)]  # of the first picture
+    shown = maps_on_sheet(temp, told).movedim(-1, 1)
+    shown = torch.nn.functional.interpolate(shown, (72, 120), mode="bilinear", antialias=True).movedim(1, -1)
+    assert (shown - drawn).abs().mean((1, 2, 3)).max() < 0.03
+    assert (shown.roll(1, 0) - drawn).abs().mean() > 0.06  # of another word it would be
+    ground = picture_at(temp, told["picture"])
+    assert ground.shape == (3, 72, 120) and 0.2 < ground.mean() < 0.4 and ground.std() < 0.01
+
+
+def test_the_browser_gets_the_first_picture_small_and_in_its_shape(host, tiny, nodes, text, temp):
+    positive, prompt = text()
+    model, maps = record(nodes, tiny[0], prompt)
+    made = sample(host, model, tiny[1], positive=positive, latent=empty_latent(batch=2))
+    ramp = torch.linspace(0, 1, 640)[None, None, :, None].expand(1, 1280, 640, 3)
+    told = explored(nodes, maps, made, image=torch.cat([ramp, 1 - ramp]))
+    shown = picture_at(temp, told["picture"])
+    assert shown.shape == (3, 512, 256)
+    assert (shown.mean((0, 1)) - torch.linspace(0, 1, 256)).abs().max() < 0.03
+
+
+def test_a_prompt_of_hundreds_of_words_is_still_one_small_sheet(nodes, temp):
+    from guided_synthesis.nodes.host.attention_explorer import explorer_ui
+
+    (told,) = explorer_ui(["a"] * 225, torch.rand(225, 3, 128, 128), torch.rand(3, 8, 8))[
+        "guided_synthesis_attention"
+    ]
+    height, width = picture_at(temp, told["sprite"]).shape[-2:]
+    assert (told["columns"], told["count"]) == (15, 225) and height <= 4096 and width <= 4096
+
+
+def test_no_two_runs_share_a_file(host, tiny, nodes, text):
+    positive, prompt = text()
+    model, maps = record(nodes, tiny[0], prompt)
+    made = sample(host, model, tiny[1], positive=positive)
+    told = [explored(nodes, maps, made) for _ in range(2)]
+    assert len({run[file]["filename"] for run in told for file in ("sprite", "picture")}) == 4
+
+
+def test_it_runs_without_a_connected_output(nodes):
+    assert nodes.AttentionMapView.define_schema().is_output_node
 
 
 def test_flat_maps_are_drawn_without_a_division_by_zero(host, tiny, nodes, text):

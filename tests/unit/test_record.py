@@ -78,6 +78,19 @@ def test_what_is_kept_is_the_words_columns_of_each_layer_and_nothing_else():
     assert all(sums.steps == 5 for sums in recording.sums.values())
 
 
+def test_a_layer_at_a_size_of_its_own_counts_at_its_usual_size():
+    """As with Deep Shrink, which lets only some steps run smaller: all steps add up on one grid, (5, 7) here."""
+    made, recording = recorder()
+    shrunk = torch.rand(2, 3, 3 * 4, 77, generator=torch.Generator().manual_seed(0))
+    made.edit(shrunk, Call(LARGE, (3, 4), condition(), 0.1))
+    ordinary = maps(LARGE)
+    made.edit(ordinary, call(LARGE))
+    enlarged = interpolate(shrunk.mean(1).mT.unflatten(-1, (3, 4)), (5, 7), mode="bilinear").flatten(2).mT
+    expected = (enlarged + ordinary.mean(1))[..., [1, 2, 3]]
+    sums = recording.sums[LARGE]
+    assert torch.allclose(sums.total, expected, atol=1e-6) and sums.steps == 2
+
+
 def test_only_the_prompt_in_layers_of_the_chosen_scales_over_the_whole_picture_is_read():
     made, _ = recorder((4,))
     other = Prompt("a cat", (Word("a", (1,)), Word("cat", (2,))), 77)
