@@ -22,6 +22,15 @@ from .host.widgets import PERCENT
 
 CATEGORY = "guided synthesis/illusions"
 LATENT, PIXEL = "latent", "pixel"
+VIEWS_IN_SHORT = "\n".join(
+    (
+        "How the picture is looked at. The help page of this node describes each view.",
+        "identity to skew: the whole picture, as it is, flipped, turned or changed.",
+        "patch permutation to mirror halves: parts of it moved, turned or flipped.",
+        "scale to mask rest: components, the parts of a sum; for the guider's reduction sum.",
+        "rotate 135, blur, white balance: experimental.",
+    )
+)
 COMPONENTS = [name for name in VIEWS if make(name, Parameters(mask=torch.ones(1, 1, 8, 8))).component]
 
 
@@ -112,7 +121,7 @@ class View(io.ComfyNode):
                     "view",
                     options=names,
                     default="identity",
-                    tooltip="\n".join(f"{name}: {kind.about}" for name, kind in VIEWS.items()),
+                    tooltip=VIEWS_IN_SHORT,
                 ),
                 *widgets,
                 io.Float.Input(
@@ -147,7 +156,9 @@ class View(io.ComfyNode):
                 ),
                 mask,
                 ViewsSocket.Input(
-                    "views", optional=True, tooltip="The views so far; leave it free for the first."
+                    "views",
+                    optional=True,
+                    tooltip="The views so far; leave it unconnected on the first node of the chain.",
                 ),
             ],
             outputs=[ViewsSocket.Output(display_name="views", tooltip="The views so far and this one.")],
@@ -211,7 +222,9 @@ class ReferenceComponent(io.ComfyNode):
                 ),
                 mask,
                 ViewsSocket.Input(
-                    "views", optional=True, tooltip="The views so far; leave it free for the first."
+                    "views",
+                    optional=True,
+                    tooltip="The views so far; leave it unconnected on the first node of the chain.",
                 ),
             ],
             outputs=[
@@ -320,7 +333,7 @@ def _guider_inputs() -> list[io.Input]:
         io.Float.Input(
             "end_percent",
             default=1.0,
-            tooltip="Domain pixel: when they end to agree; 1 is the last step. With less, one view wins in the end.",
+            tooltip="Domain pixel: when they stop agreeing; 1 is the last step. If lower, one view wins in the end.",
             **PERCENT,
         ),
         io.Vae.Input(

@@ -19,8 +19,8 @@ from .host.sockets import PromptSocket, RegionsSocket
 from .host.widgets import PERCENT, scale_switches, scales_on, switch
 
 CATEGORY = "guided synthesis/attention"
-PARTS = dict(zip(STAGES, ("way down", "middle", "way up"), strict=True))
-CHAIN = "Regions so far; leave it free for the first."
+PARTS = dict(zip(STAGES, ("down blocks", "middle block", "up blocks"), strict=True))
+CHAIN = "The regions so far; leave it unconnected on the first node of the chain."
 PROMPT = "The prompt output of the Prompt with Words node that also makes the positive conditioning."
 WEIGHT = "How loud the words are within their regions: 1 as they are, more is stronger, 0 silences them."
 
@@ -53,7 +53,7 @@ class AttentionRegion(io.ComfyNode):
                     "words",
                     default="",
                     tooltip=(
-                        "A word or phrase of the prompt, e.g. red fox. Several are parted by commas; fox#2 is the "
+                        "A word or phrase of the prompt, e.g. red fox. Several are separated by commas; fox#2 is the "
                         "second fox only."
                     ),
                 ),
@@ -120,7 +120,9 @@ class PaintedRegions(io.ComfyNode):
                 RegionsSocket.Input("regions", optional=True, tooltip=CHAIN),
             ],
             outputs=[
-                RegionsSocket.Output(display_name="regions", tooltip="The regions so far and the painted.")
+                RegionsSocket.Output(
+                    display_name="regions", tooltip="The regions so far and the painted ones."
+                )
             ],
         )
 
@@ -197,10 +199,10 @@ class CrossAttentionInjector(io.ComfyNode):
                 *scale_switches(
                     SCALES,
                     lambda px: (
-                        f"In layers whose tokens are {px} px wide. Models have only some of the scales."
+                        f"Act in layers whose tokens are {px} px wide. Each model has only some of these scales."
                     ),
                 ),
-                *(switch(stage, True, f"In the {name} of the UNet.") for stage, name in PARTS.items()),
+                *(switch(stage, True, f"Act in the {name} of the UNet.") for stage, name in PARTS.items()),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model, for any sampler.")],
         )

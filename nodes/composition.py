@@ -48,7 +48,9 @@ class Compose(io.ComfyNode):
                     ),
                 ),
                 CompositionSocket.Input(
-                    "composition", optional=True, tooltip="The prompts so far; leave it free for the first."
+                    "composition",
+                    optional=True,
+                    tooltip="The prompts so far; leave it unconnected on the first node of the chain.",
                 ),
             ],
             outputs=[
@@ -87,7 +89,7 @@ class ComposeGuider(io.ComfyNode):
                     "negative",
                     tooltip=(
                         "What everything is measured against (unconditional): an empty prompt. What shall not be "
-                        "there belongs into a Compose with a weight below 0."
+                        "there belongs in a Compose with a weight below 0."
                     ),
                 ),
                 io.Float.Input(

@@ -29,8 +29,8 @@ class CrossAttentionGuidance(io.ComfyNode):
             category="guided synthesis/attention",
             description=(
                 "Keeps the layout while you edit the prompt: the sampler runs twice from the same noise, first with "
-                "the source prompt, then with the positive prompt, while where each word looks is pulled to where it "
-                "did before. Put it between the checkpoint and any sampler."
+                "the source prompt, then with the positive prompt, while each word's attention is pulled back to "
+                "where it was in the first run. Put it between the checkpoint and any sampler."
             ),
             search_aliases=["pix2pix-zero", "cross attention guidance", "structure", "layout", "edit"],
             inputs=[

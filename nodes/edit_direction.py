@@ -31,8 +31,8 @@ class EditDirection(io.ComfyNode):
             category="guided synthesis/attention",
             description=(
                 "Turns one thing of a prompt into another, cat into dog, without rewriting the prompt: it adds the "
-                "difference between what many sentences about the two mean. Works with prompts that do not name the "
-                "thing at all. For a picture that keeps its layout, add Cross-Attention Guidance."
+                "mean difference between many sentences about the one and about the other. Works with prompts that "
+                "do not name the thing at all. For a picture that keeps its layout, add Cross-Attention Guidance."
             ),
             search_aliases=["pix2pix-zero", "edit direction", "concept", "swap word", "text direction"],
             inputs=[
@@ -45,7 +45,7 @@ class EditDirection(io.ComfyNode):
                     "source",
                     multiline=True,
                     default="a cat",
-                    tooltip="What shall change: words such as a cat, one a line (a cat, a kitten), each put into the "
+                    tooltip="What shall change: words such as a cat, one per line (a cat, a kitten), each put into the "
                     "template; or whole sentences, with an empty template.",
                 ),
                 io.String.Input(
@@ -58,8 +58,8 @@ class EditDirection(io.ComfyNode):
                     "template",
                     multiline=True,
                     default=TEMPLATE,
-                    tooltip="Sentences around the words, one a line, with {} where the words go. More of them make a "
-                    "purer direction. Empty: the lines of source and target are whole sentences.",
+                    tooltip="Sentences around the words, one per line, with a pair of braces where the words go. More "
+                    "sentences make a purer direction. Empty: each line of source and target is a whole sentence.",
                 ),
                 io.Float.Input(
                     "strength",

@@ -72,9 +72,9 @@ class GradOP(io.ComfyNode):
             display_name="GradOP",
             category="guided synthesis/painting",
             description=(
-                "Makes a picture of the text that looks like your painting, by optimisation: a sample from the text "
-                "is moved towards the painting, then noised and denoised so that it is realistic again. A sampler of "
-                "its own; slower than the GradOP Painting Guide."
+                "Makes a picture of your prompt that looks like your painting, by optimisation: a sample from the text "
+                "is moved towards the painting, then noised and denoised so that it is realistic again. It does "
+                "its own sampling and is slower than the GradOP Painting Guide."
             ),
             search_aliases=["gradop", "scribble", "stroke", "paint", "optimisation", "sdedit", "img2img"],
             inputs=[*_sampler_inputs(), *_problem_inputs()],
@@ -347,8 +347,8 @@ def _problem_inputs() -> list[io.Input]:
             "distance",
             options=[LATENT, LPIPS, LOW_PASS],
             default=LATENT,
-            tooltip="What resemblance means. latent: everything. LPIPS: how the pictures look (not with the decoder "
-            "linear). low-pass: only the large masses, four times coarser than the brush.",
+            tooltip="How resemblance is measured. latent: everything counts. LPIPS: how the pictures look (not with "
+            "the decoder linear). low-pass: only the large masses, four times coarser than the brush.",
         ),
         io.Int.Input(
             "iterations",

@@ -258,8 +258,8 @@ class DirectInversion(io.ComfyNode):
                 switch(
                     "auto_mask",
                     False,
-                    "Keep the photo only where the edit changes nothing: found from the difference of the estimates "
-                    "with the source's and the edited prompt. With the Text Guidance Guider.",
+                    "Keep the photo only where the edit changes nothing; found by comparing the model's estimates "
+                    "for the source prompt and the edited prompt. With the Text Guidance Guider.",
                 ),
                 tolerant(
                     io.Float.Input,

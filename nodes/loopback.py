@@ -82,7 +82,8 @@ def _inputs() -> list[io.Input]:
             min=0.1,
             max=2.0,
             step=0.01,
-            tooltip="denoise is multiplied by this after each repeat (at most 1). Below 1 the repeats become finer.",
+            tooltip="After each repeat, denoise is multiplied by this, but never exceeds 1. Below 1 the repeats become "
+            "finer.",
         ),
         io.Int.Input(
             "noise_seed",

@@ -160,8 +160,8 @@ def _inputs() -> list[io.Input]:
             default=32,
             min=2,
             max=256,
-            tooltip="What is kept of the reference: reduced by this factor (px) both pictures look the same. 4, 8: all "
-            "but details; 16, 32, 64, 128: layout and colours, ever coarser; or any number. In latents at least 16.",
+            tooltip="Reduced by this factor (px), both pictures look the same. 4, 8: all but details are kept; "
+            "16, 32, 64, 128: layout and colours, ever coarser; or any number. In latents at least 16.",
         ),
         io.Combo.Input(
             "space",

@@ -146,7 +146,7 @@ def _inputs() -> list[io.Input]:
             step=0.00001,
             round=0.000001,
             advanced=True,
-            tooltip="A picture is done with a step once its loss is below this (plus 0.00002 for each step before). "
+            tooltip="A step is done once its loss is below this, plus 0.00002 for each step before it. "
             "Larger is faster. 0: never early. The paper: 0.00001.",
         ),
     ]

@@ -44,8 +44,8 @@ class PaintingDistance(io.ComfyNode):
                 ),
                 io.Image.Output(
                     display_name="heat map",
-                    tooltip="Where they differ: black not at all, pale yellow by half of the full range of colour "
-                    "or more. Two maps can be compared.",
+                    tooltip="Black: no difference. Pale yellow: half of the full colour range or more. The scale is "
+                    "fixed, so maps can be compared.",
                 ),
             ],
         )

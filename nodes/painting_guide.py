@@ -220,7 +220,7 @@ def _inputs() -> list[io.Input]:
             max=1.0,
             step=0.01,
             tooltip="How far colours may stray from the painting: 0.1 is a tenth of the range from black to white. "
-            "Smaller follows the painting, larger follows the text. The first thing to turn.",
+            "Smaller follows the painting, larger follows the text. Adjust this first.",
         ),
         io.Float.Input(
             "strength",
@@ -270,21 +270,23 @@ def _inputs() -> list[io.Input]:
             options=list(DECODERS),
             default="linear",
             tooltip="How latents become colours. vae: exact and heavy. taesd: light, needs the TAESD file in "
-            "models/vae_approx. linear: almost free, shows blobs of colour, which is what is compared.",
+            "models/vae_approx. linear: almost free; it shows only blobs of colour, and only those are "
+            "compared.",
         ),
         io.Combo.Input(
             "mode",
             options=[DENOISED, RELEASED],
             default=DENOISED,
-            tooltip="denoised: steer the model's clean estimate (recommended). released code: what the paper's "
-            "program does, for comparison (there: 3 iterations of 12 steps at learning rate 0.1, decoder vae).",
+            tooltip="denoised: steer the model's clean estimate (recommended). released code: does what the "
+            "paper's published code does, for comparison (its settings: 3 iterations of 12 steps, learning rate 0.1, "
+            "decoder vae).",
         ),
         io.Int.Input(
             "steps_per_iteration",
             default=8,
             min=1,
             max=200,
-            tooltip="Optimiser steps at each guided sampling step. 8 are enough for the painting function gaussian.",
+            tooltip="Optimiser steps at each guided sampling step. 8 is enough for gaussian.",
         ),
         io.Int.Input(
             "iterations",

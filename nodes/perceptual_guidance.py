@@ -133,8 +133,8 @@ def _inputs() -> list[io.Input]:
             min=0.0,
             max=10.0,
             step=0.01,
-            tooltip="How far each step goes towards the reference; 1 is as far as the prompt pulls. More keeps more, "
-            "too much copies the reference or breaks the picture. 0 switches it off.",
+            tooltip="At 1 it pulls as hard as the prompt. Higher keeps more of the reference; too high copies it or "
+            "breaks the picture. 0 switches it off.",
         ),
         io.Float.Input(
             "start_percent",

@@ -52,14 +52,14 @@ class AttentionEdit(io.ComfyNode):
                     default=REPLACE,
                     tooltip=(
                         "replace: a word takes the place of another (cat, dog). refine: the target has more words, "
-                        "those they share stay where they are. reweight: the words count amount times as much."
+                        "those they share stay where they are. reweight: the words' effect is multiplied by amount."
                     ),
                 ),
                 io.String.Input(
                     "words",
                     default="",
                     tooltip=(
-                        "Words of the target prompt that this edit is about, parted by commas; nothing: all of them. "
+                        "Words of the target prompt that this edit is about, separated by commas. Empty: all words. "
                         "reweight needs some."
                     ),
                 ),
@@ -74,29 +74,32 @@ class AttentionEdit(io.ComfyNode):
                 io.Float.Input(
                     "cross_start",
                     default=0.0,
-                    tooltip="When the words' maps are first taken: 0, the first step.",
+                    tooltip="From when on the source's word maps are used: 0 is the first step.",
                     **PERCENT,
                 ),
                 io.Float.Input(
                     "cross_end",
                     default=0.8,
-                    tooltip="When they are last taken. Lower: the new words shape the picture more freely.",
+                    tooltip="Until when they are used. Lower: the new words shape the picture more freely.",
                     **PERCENT,
                 ),
                 io.Float.Input(
                     "self_start",
                     default=0.0,
-                    tooltip="When the layout (self-attention) is first the source's.",
+                    tooltip="From when on the layout (self-attention) is the source's.",
                     **PERCENT,
                 ),
                 io.Float.Input(
                     "self_end",
                     default=0.4,
-                    tooltip="When it is last the source's. Lower: shapes may change more; as self_start: not at all.",
+                    tooltip="Until when the layout is the source's. Lower: shapes may change more. Equal to "
+                    "self_start: never.",
                     **PERCENT,
                 ),
                 EditsSocket.Input(
-                    "edits", optional=True, tooltip="Edits so far; leave it free for the first."
+                    "edits",
+                    optional=True,
+                    tooltip="The edits so far; leave it unconnected on the first node of the chain.",
                 ),
             ],
             outputs=[EditsSocket.Output(display_name="edits", tooltip="The edits so far and this one.")],
@@ -140,12 +143,12 @@ class LocalBlendNode(io.ComfyNode):
                 io.String.Input(
                     "source_words",
                     default="",
-                    tooltip="Words of the source prompt whose object may change, parted by commas. May be empty.",
+                    tooltip="Words of the source prompt whose object may change, separated by commas. May be empty.",
                 ),
                 io.String.Input(
                     "target_words",
                     default="",
-                    tooltip="Words of the target prompt whose object may appear, parted by commas. May be empty.",
+                    tooltip="Words of the target prompt whose object may appear, separated by commas. May be empty.",
                 ),
                 io.String.Input(
                     "subtract",
@@ -230,8 +233,8 @@ class PromptToPromptGuider(io.ComfyNode):
                     "edits",
                     optional=True,
                     tooltip=(
-                        "From Attention Edit or Local Blend. Without any: words are swapped if both prompts have as "
-                        "many, else refined."
+                        "From Attention Edit or Local Blend. Without any: words are swapped if both prompts have the "
+                        "same number of words, otherwise refined."
                     ),
                 ),
                 TrajectorySocket.Input(

@@ -192,8 +192,8 @@ def _inputs() -> list[io.Input]:
     return [
         io.Image.Input(
             "images",
-            tooltip="The results in the order of the values: behind Sweep Values, or joined with Batch Images. Several "
-            "for each value are averaged: first all of the first value.",
+            tooltip="The results in the order of the values: behind Sweep Values, or joined with Batch Images. With "
+            "several pictures for each value their figures are averaged; all pictures of the first value come first.",
         ),
         _values_input(),
         io.Image.Input(

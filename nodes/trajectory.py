@@ -26,7 +26,7 @@ class TrajectoryView(io.ComfyNode):
             display_name="Trajectory View",
             category=CATEGORY,
             description=(
-                "Shows where an inversion passed: a strip of decoded steps from the noise to the picture, and a plot "
+                "Shows the path of an inversion: a strip of decoded steps from the noise to the picture, and a plot "
                 "of the residual of each step."
             ),
             search_aliases=["inversion", "trajectory", "residual", "unsampling", "steps"],
@@ -122,7 +122,7 @@ class LoadTrajectory(io.ComfyNode):
             display_name="Load Trajectory",
             category=CATEGORY,
             description=(
-                "Takes up an inverted picture that Save Trajectory kept. Use it with the model and the SIGMAS that it "
+                "Loads an inverted picture saved by Save Trajectory. Use it with the model and the SIGMAS that it "
                 "was made with; the nodes that follow it say so if they differ."
             ),
             search_aliases=["inversion", "trajectory", "load", "null-text"],
