@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from comfy_host import demo
+from comfy_host import demo, gallery
 from comfy_host.client import Client, GraphError, Progress
+from comfy_host.gallery_pictures import PAGES, ROWS
 from comfy_host.graphs import DEMO_SHRINK, Choice, load_graph, output_stem, prepare
-from comfy_host.places import DEMO_MODEL, WORKFLOWS, graph_names
+from comfy_host.places import DEMO_MODEL, ROOT, WORKFLOWS, graph_names
+from comfy_host.problems import Problem
 
 GUIDE = "GuidedSynthesis_PaintingGuide"
 DEMO = Choice(DEMO_MODEL.name, DEMO_SHRINK)
@@ -77,6 +79,23 @@ def test_every_shipped_graph_makes_its_pictures(name: str, talk, object_info: di
         assert "plot" in file.name or picture.shape[1] % 128 == 0
         assert "plot" in file.name or file.suffix == ".webp" or picture.shape[0] % 128 == 0
         assert picture.std() > 10  # a flat or black picture has none
+
+
+def test_the_pictures_that_are_shown_of_a_graph_are_those_that_it_makes(talk, object_info: dict):
+    for name in ("gradop_painting", "photo_word_swap"):
+        found = talk(lambda client, name=name: gallery.shown(client, object_info, name))
+        made = np.asarray(gallery.strip(found, ROWS[name], gallery.SIDE)).astype(float)
+        kept = pixels((WORKFLOWS / f"{name}.jpg").read_bytes())
+        assert np.abs(made - kept).mean() < 5  # JPEG, and another machine's rounding
+
+
+def test_a_picture_of_the_gallery_that_a_graph_does_not_make_is_named():
+    row = {"readings": [Image.new("RGB", (8, 8)), Image.new("RGB", (24, 8), "red")], "map": []}
+    assert gallery.cell(row, "readings 1").getpixel((0, 0)) == (0, 0, 0)
+    assert gallery.cell(row, "readings 3 of 3").size == (8, 8)
+    assert gallery.strip(row, ("readings 1", "readings 2"), 16).size == (16 + gallery.GAP + 48, 16)
+    with pytest.raises(Problem, match="no picture edit; it shows: readings, map"):
+        gallery.cell(row, "edit")
 
 
 def test_a_graph_that_the_host_refuses_is_told_in_the_hosts_words(talk):
@@ -168,6 +187,12 @@ def test_every_node_has_a_help_page_that_the_host_serves(server, object_info: di
         page = f"{server.address}/extensions/guided_synthesis/docs/{name}/en.md"
         with opener.open(page) as answer:
             assert len(answer.read()) > 200, name
+
+
+def test_the_gallery_has_a_row_for_each_graph_and_every_help_picture(object_info: dict):
+    assert sorted(ROWS) == graph_names()
+    shown = {file.parent.name for file in (ROOT / "js" / "docs").glob("*/example.*")}
+    assert {f"GuidedSynthesis_{node}" for node in (*PAGES, "ViewAnimation")} == shown
 
 
 def test_shipped_graphs_name_a_public_checkpoint_and_pictures_that_are_shipped():
