@@ -1,4 +1,4 @@
-"""One command for everything: `python run.py demo`, `ui`, `test` or `bench`; `--help` lists the options.
+"""One command for everything: `python run.py demo`, `ui`, `test`, `bench` and more; `--help` lists them.
 
 Needs nothing but Python: the first run makes `.venv` and `.host` in this folder, later runs start at once.
 """

@@ -100,8 +100,8 @@ class Client:
                 return
         raise GraphError("The host closed the connection during the run: it may have run out of memory.")
 
-    async def pictures(self, prompt_id: str, prompt: Json) -> list[Picture]:
-        """Fetch the pictures that a finished graph saved, in the order of the graph's nodes."""
+    async def pictures(self, prompt_id: str, prompt: Json, shown: bool = False) -> list[Picture]:
+        """Fetch the pictures that a finished graph saved, and on demand those that nodes only show, in its order."""
         for _ in range(100):  # the last message comes a moment before the history entry
             history = await self._get_json(f"/history/{prompt_id}")
             if prompt_id in history:
@@ -114,7 +114,7 @@ class Client:
         order = list(prompt)
         for node in sorted(outputs, key=order.index):
             for item in outputs[node].get("images", ()):
-                if item["type"] == "output":
+                if shown or item["type"] == "output":
                     found.append(Picture(node, item["filename"], await self._view(item)))
         return found
 

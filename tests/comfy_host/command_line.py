@@ -24,7 +24,8 @@ def command_line(arguments: Sequence[str]) -> int:
     if arguments[:1] == ["test"]:  # not read by argparse: all the rest is pytest's, in its order
         return guarded(lambda: test(arguments[1:]))
     options = parser().parse_args(arguments)
-    return guarded(lambda: {"demo": demo, "ui": ui, "bench": bench}[options.command](options))
+    commands = {"demo": demo, "ui": ui, "bench": bench, "gallery": gallery, "matrix": matrix}
+    return guarded(lambda: commands[options.command](options))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,6 +40,11 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("test", help="run the tests; everything after `test` goes to pytest")
     measured = commands.add_parser("bench", help="run the benchmarks and write tests/benchmarks/RESULTS.md")
     measured.add_argument("name", nargs="?", metavar="NAME", help="only this benchmark")
+    drawn = commands.add_parser("gallery", help="make the pictures of the README and the help pages again")
+    drawn.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only of these graphs")
+    commands.add_parser(
+        "matrix", help="try all nodes with all samplers and model families, write docs/compatibility.md"
+    )
     return top
 
 
@@ -68,6 +74,17 @@ def test(pytest_arguments: Sequence[str]) -> int:
 def bench(options: argparse.Namespace) -> int:
     """Run one benchmark or all."""
     return _inside(find_host(for_tests=True), "benchmarks", *([options.name] if options.name else []))
+
+
+def gallery(options: argparse.Namespace) -> int:
+    """Run the graphs on the demo model and make the pictures that are shown of them."""
+    names, host = chosen_names(options.only), find_host()
+    return _inside(host, "comfy_host.gallery", json.dumps({**_written(host), "names": list(names)}))
+
+
+def matrix(options: argparse.Namespace) -> int:
+    """Write docs/compatibility.md."""
+    return _inside(find_host(for_tests=True), "compatibility")
 
 
 def chosen_names(only: Sequence[str]) -> list[str]:

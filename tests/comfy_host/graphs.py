@@ -19,7 +19,9 @@ from comfy_host.workflow import choices, to_prompt, upload_inputs
 LOADER = "CheckpointLoaderSimple"
 CLASSIFIER_LOADER = "GuidedSynthesis_LoadClassifier"
 EMPTY_LATENT = "EmptyLatentImage"
+RESIZE = "ImageScaleToTotalPixels"
 DEMO_SHRINK = 4  # the shipped pictures are 512 px, the demo model paints at 128 px
+DEMO_MEGAPIXELS = 128**2 / 1024**2
 
 Json = dict[str, Any]
 
@@ -66,6 +68,8 @@ async def prepare(client: Client, graph: Json, object_info: Json, choice: Choice
             inputs["ckpt_name"] = choice.checkpoint
         if node["class_type"] == CLASSIFIER_LOADER and choice.checkpoint == DEMO_MODEL.name:
             inputs["classifier"] = DEMO_CLASSIFIER.name  # knows the things that the demo model paints
+        if node["class_type"] == RESIZE and choice.checkpoint == DEMO_MODEL.name:
+            inputs["megapixels"] = DEMO_MEGAPIXELS
         if node["class_type"] == EMPTY_LATENT:
             sides = {name: inputs[name] for name in ("width", "height") if isinstance(inputs[name], int)}
             inputs |= {name: side // choice.shrink for name, side in sides.items()}

@@ -7,7 +7,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +40,14 @@ class Server:
 
 
 @contextmanager
-def running(host: Host, checkpoint: Path | None = None, log: Path = LOG) -> Iterator[Server]:
-    """Run `host` with this pack and yield the server; leaving ends it, also by an error or Ctrl-C."""
-    options = prepare_base(host, checkpoint)
+def running(
+    host: Host, checkpoint: Path | None = None, log: Path = LOG, further: Sequence[str] = ()
+) -> Iterator[Server]:
+    """Run `host` with this pack and yield the server; leaving ends it, also by an error or Ctrl-C.
+
+    `further` are more options of its command line.
+    """
+    options = [*prepare_base(host, checkpoint), *further]
     for _ in range(ATTEMPTS):
         port = free_port()
         try:
