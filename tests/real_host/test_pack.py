@@ -10,6 +10,7 @@ import torch
 
 from comfy_host.places import ROOT
 from guided_synthesis import comfy_entrypoint
+from guided_synthesis.guidance.views.registry import VIEWS
 from real_host.sampling import sample
 
 
@@ -57,6 +58,16 @@ def test_the_locale_file_says_what_the_schemas_say(host):
     import locale_file
 
     assert json.loads(locale_file.FILE.read_text(encoding="utf-8")) == locale_file.node_definitions()
+    assert json.loads(locale_file.CATEGORIES.read_text(encoding="utf-8")) == locale_file.node_categories()
+
+
+def test_the_help_page_of_view_describes_every_view():
+    page = (ROOT / "js" / "docs" / "GuidedSynthesis_View" / "en.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    for name, kind in VIEWS.items():
+        assert [row for row in rows if row.startswith(f"| {name} |") and row.endswith(f"| {kind.about} |")], (
+            name
+        )
 
 
 def test_a_missing_host_symbol_switches_off_its_nodes_only_and_is_named(host, monkeypatch, caplog):

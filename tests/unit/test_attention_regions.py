@@ -158,6 +158,14 @@ def test_a_layer_at_a_size_of_its_own_still_gets_the_whole_mask():
     assert region.on_grid(shrunk, maps(1)).tolist() == [[1.0, 1.0, 1.0, 0.0, 0.0, 0.0]]
 
 
+def test_a_mask_is_brought_to_a_grid_once_and_anew_for_another_dtype():
+    region = Region(PROMPT, (2,), masks().reshape(1, 1, 4, 5))
+    first = region.on_grid(call(), maps(1))
+    assert region.on_grid(call(progress=0.5), maps(1)) is first
+    assert region.on_grid(call(), maps(1, dtype=torch.float64)).dtype == torch.float64
+    assert region.on_grid(call(grid=(2, 3), scale=2), maps(1)).shape == (1, 6)
+
+
 def test_kappa_goes_from_the_first_to_the_last_value_bent_by_the_curve():
     kappa = Kappa(0.8, 0.2, 1.0, 0.2, 0.6)
     assert [kappa.at(p) for p in (0.2, 0.4, 0.6)] == pytest.approx([0.8, 0.5, 0.2])

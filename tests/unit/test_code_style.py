@@ -31,6 +31,7 @@ def test_sources_are_plain_ascii():
             "guidance/**/*.py",
             "attention/**/*.py",
             "tests/**/*.py",
+            "example_workflows/**/*.py",
             "js/**/*.js",
         )
         for file in ROOT.glob(pattern)

@@ -80,6 +80,11 @@ def test_latents_of_another_size_or_number_are_refused(shape):
         trajectory().check_shape(torch.Size(shape))
 
 
+def test_latents_of_another_kind_are_named_by_their_shape():
+    with pytest.raises(ValueError, match=re.escape("The latent is of the shape (2, 16, 1, 3, 5), but")):
+        trajectory().check_shape(torch.Size((2, 16, 1, 3, 5)))
+
+
 @pytest.mark.parametrize(
     "changes",
     [

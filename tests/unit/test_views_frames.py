@@ -4,6 +4,7 @@ import pytest
 import torch
 from torchvision.transforms.functional import gaussian_blur
 
+from guided_synthesis.guidance.views.mosaic import Layout, Mosaic
 from guided_synthesis.guidance.views.protocol import View
 from guided_synthesis.guidance.views.registry import VIEWS, Parameters, make
 
@@ -96,6 +97,26 @@ def test_pieces_stay_whole_in_flight():
     view = make("patch permutation", Parameters(rows=1, columns=2))
     shares = [(view.frame(image, t)[:, 0] > 0.9).sum().item() / (32 * 64) for t in (0.1, 0.5, 0.9)]
     assert shares == pytest.approx([0.9, 0.72, 0.9], abs=0.06)
+
+
+def test_a_piece_that_flies_out_of_the_picture_is_not_seen_until_it_comes_back():
+    """Two pixels change places along the upper edge: one bends down into the picture, the other up, out of it."""
+    labels = torch.full((40, 40), -1)
+    labels[0, 0], labels[0, 39] = 0, 1
+    left, right = torch.tensor([[0, 0], [0, 78]]).split(1)
+
+    class Exchange(Mosaic):
+        def layout(self, height: int, width: int) -> Layout:
+            return Layout(
+                labels, torch.cat([left, right]), torch.cat([right, left]), torch.zeros(2, dtype=int)
+            )
+
+    image = torch.zeros(1, 3, 40, 40)
+    image[..., 0, 0], image[..., 0, 39] = 1.0, 0.9
+    half = Exchange().between(image, 0.5)
+    assert (half[0, 0] > 0.5).nonzero().tolist() == []
+    assert half[0, 0, 4:8, 18:22].max() > 0.05
+    assert torch.equal(half[..., :4, 1:39], image[..., :4, 1:39])
 
 
 def test_a_piece_that_stays_is_never_touched():

@@ -87,6 +87,11 @@ def test_three_times_is_said_as_a_number():
         prompt("x", "x", "x").find("x#4")
 
 
+def test_a_prompt_that_ends_within_a_word_does_not_contain_it():
+    with pytest.raises(ValueError, match="does not contain"):
+        prompt("take", "it").find("it's")
+
+
 def test_an_empty_prompt_says_so():
     with pytest.raises(ValueError, match="The prompt is empty"):
         prompt().find("fox")
