@@ -107,10 +107,14 @@ def things(judge: classifier.Classifier, picture: np.ndarray, count: int) -> set
 
 
 def place(page: Page, name: str) -> None:
-    """Put a blueprint into an empty graph: a double click, its name, the first thing found, and where it goes."""
+    """Put a blueprint into an empty graph: the search, its name, the first thing found, and where it goes.
+
+    A double click on the empty page opens the search as well, but only if the machine is quick enough to see one in it.
+    """
     page.evaluate("app.graph.clear()")
     page.evaluate(TWO_FRAMES)  # what stood there is gone from the screen as well
-    page.mouse.dblclick(*FLOOR)
+    page.mouse.move(*FLOOR)
+    page.evaluate("app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
     page.wait_for_function("document.activeElement?.tagName === 'INPUT'")
     page.keyboard.type(name)
     page.get_by_role("option").filter(has_text=name).click()
