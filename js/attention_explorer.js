@@ -12,6 +12,7 @@ app.registerExtension({
     addPart(node, new Explorer(), {
       name: "attention_explorer",
       key: "guided_synthesis_attention",
+      read: (/** @type {import("./explorer.js").Maps[]} */ maps) => maps[0],
       files: ({ sprite, picture }) => [sprite, picture],
     });
   },

@@ -43,7 +43,6 @@ export class Explorer extends Part {
     this.#picture = picture;
     this.#heat = heat;
     this.#words = words;
-    this.element.dataset.captureWheel = "true"; // Nodes 2.0 asks for this before it leaves the wheel to an element
     this.#listen();
   }
 
@@ -122,7 +121,7 @@ export class Explorer extends Part {
     words.addEventListener("focusout", () => this.#look(NONE));
     words.addEventListener("click", (event) => word(event) !== NONE && this.#pin(word(event)));
     words.addEventListener("keydown", (event) => this.#press(event, word(event)));
-    words.addEventListener("wheel", (event) => this.#scroll(event));
+    this.scroll(words);
     holdNode(words);
   }
 
@@ -155,13 +154,5 @@ export class Explorer extends Part {
    */
   #reach(word) {
     this.#buttons.forEach((button, i) => (button.tabIndex = i === word ? 0 : -1));
-  }
-
-  /**
-   * The wheel scrolls words that have no room; elsewhere it is the graph's.
-   * @param {WheelEvent} event
-   */
-  #scroll(event) {
-    if (this.#words.scrollHeight > this.#words.clientHeight && !event.ctrlKey) event.stopPropagation();
   }
 }

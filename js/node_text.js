@@ -20,6 +20,12 @@ const NODES = [
 app.registerExtension({
   name: "guidedsynthesis.NodeText",
   nodeCreated(node) {
-    if (NODES.includes(node.comfyClass)) addPart(node, new Told(), { name: "told", key: "text", files: () => [] });
+    if (!NODES.includes(node.comfyClass)) return;
+    addPart(node, new Told(), {
+      name: "told",
+      key: "text",
+      read: (/** @type {string[]} */ texts) => texts.join("\n\n"),
+      files: () => [],
+    });
   },
 });

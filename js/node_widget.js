@@ -13,16 +13,21 @@ const MARGIN = 20; // px that the classic renderer keeps free above and below to
 const WIDTH = 280; // px of a node with a part, at least
 
 /**
- * Put `part` on `node`. It shows what is found under `key` in the output of a run; `files` of that are its pictures.
+ * Put `part` on `node`. It shows what `read` makes of what is found under `key` in the output of the node: one entry
+ * for each time that it ran, more than one behind a list. `files` of that are its pictures.
+ * @template Entry
  * @template Content
  * @param {GraphNode} node
  * @param {import("./part.js").Part<Content>} part
- * @param {{ name: string, key: string, files: (content: Content) => File[] }} about `name`: of the widget
+ * @param {{ name: string, key: string, read: (entries: Entry[]) => Content, files: (content: Content) => File[] }} about
+ *   `name`: of the widget
  */
-export function addPart(node, part, { name, key, files }) {
+export function addPart(node, part, { name, key, read, files }) {
   const show = async (/** @type {Outputs | undefined} */ output) => {
-    const content = /** @type {Content[] | undefined} */ (output?.[key])?.[0];
-    if (content && (await part.show(content, files(content).map(address)))) fit(node);
+    const entries = /** @type {Entry[] | undefined} */ (output?.[key]);
+    if (!entries?.length) return;
+    const content = read(entries);
+    if (await part.show(content, files(content).map(address))) fit(node);
   };
   const widget = node.addDOMWidget(name, `GUIDED_SYNTHESIS_${name.toUpperCase()}`, part.element, {
     serialize: false, // not in what is run ...

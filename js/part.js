@@ -76,6 +76,17 @@ export class Part {
   /** Stop whatever moves: nobody sees it, or it gives way to something else. */
   rest() {}
 
+  /**
+   * Have the wheel scroll `box` where there is more than it has room for; elsewhere it is the graph's.
+   * @param {HTMLElement} box
+   */
+  scroll(box) {
+    this.element.dataset.captureWheel = "true"; // Nodes 2.0 asks for this before it leaves the wheel to an element
+    box.addEventListener("wheel", (event) => {
+      if (box.scrollHeight > box.clientHeight && !event.ctrlKey) event.stopPropagation();
+    });
+  }
+
   /** @param {boolean} visible */
   #look(visible) {
     if (!visible) this.rest();

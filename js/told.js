@@ -1,6 +1,6 @@
 // What a node says about its run, as text to read and to copy.
 
-import { make } from "./page.js";
+import { holdNode, make } from "./page.js";
 import { Part } from "./part.js";
 
 const STYLE = `
@@ -27,6 +27,9 @@ export class Told extends Part {
     const text = make("pre", { tabindex: 0 });
     super({ name: "guided-synthesis-told", hint: "Run the graph to read what it found", style: STYLE, height: 110 }, text);
     this.#text = text;
+    this.scroll(text);
+    holdNode(text);
+    text.addEventListener("copy", (event) => event.stopPropagation()); // the page would copy the node
   }
 
   /** @param {string} text */

@@ -14,6 +14,7 @@ app.registerExtension({
     addPart(node, new Player(), {
       name: "view_player",
       key: "guided_synthesis_views",
+      read: (/** @type {import("./player.js").Film[]} */ films) => films[0],
       files: ({ sprite }) => [sprite],
     });
   },

@@ -13,6 +13,8 @@ from weakref import WeakKeyDictionary
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Route, expect, sync_playwright
 
+from comfy_host.places import HOST
+
 RENDERERS = {"classic": False, "nodes 2.0": True}  # the names for tests, and the value of `nodes2`
 TIMEOUT = 60_000  # milliseconds; the machine may be busy
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -22,6 +24,9 @@ QUIET = (
 ).split()
 # The pack's nodes are registered last, after its scripts and those of the host have run.
 READY = "!!window.app?.graph && !!window.LiteGraph?.registered_node_types['GuidedSynthesis_View']"
+FIRST_GRAPH = "!!app.extensionManager.workflow.activeWorkflow"  # the page has opened a workflow by itself
+TWO_FRAMES = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+_OURS = "/extensions/guided_synthesis/"  # where the scripts of this pack are
 
 _errors: WeakKeyDictionary[Page, list[str]] = WeakKeyDictionary()
 
@@ -38,6 +43,7 @@ def chromium() -> Iterator[Browser]:
             )
         # Chromium keeps a socket in its temporary folder; inside the checkout the name may be too long for one.
         surroundings = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
+        surroundings["XDG_CONFIG_HOME"] = str(HOST / "cache" / "config")
         started = playwright.chromium.launch(executable_path=found, args=QUIET, env=surroundings)
         yield started
         started.close()
@@ -68,6 +74,11 @@ def opened(browser: Browser, address: str, *, nodes2: bool, **settings: Any) -> 
 def page_errors(page: Page) -> list[str]:
     """Return what went wrong in an `opened` page so far: what was thrown or written as error, and where."""
     return list(_errors[page])
+
+
+def our_errors(page: Page) -> list[str]:
+    """Return those of `page_errors` that come from the scripts of this pack."""
+    return [error for error in page_errors(page) if _OURS in error]
 
 
 def keep_inside(route: Route, address: str, settings: dict[str, Any]) -> None:

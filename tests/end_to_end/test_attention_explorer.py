@@ -16,10 +16,9 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from comfy_host.places import DEMO_MODEL
 from comfy_host.server import Server
-from end_to_end.browser import READY, RENDERERS, opened, page_errors
+from end_to_end.browser import READY, RENDERERS, opened, our_errors
 
 VIEW = "GuidedSynthesis_AttentionMapView"
-OURS = "/extensions/guided_synthesis/"
 TEXT = "a photo of a fox and an apple in the snow"
 LONG = " ".join(["a fox an apple and a house in snow by night"] * 7)
 MAPS, GREY = 17, 27  # the Attention Map View over a picture, and the one of the long prompt without any
@@ -97,7 +96,7 @@ def nothing_goes_wrong(page: Page) -> Iterator[None]:
         pinned.click()
     leave(page)
     yield
-    assert [error for error in page_errors(page) if OURS in error] == []
+    assert our_errors(page) == []
 
 
 @pytest.fixture

@@ -15,11 +15,10 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from comfy_host.places import BASE, WORKFLOWS
 from comfy_host.server import Server
-from end_to_end.browser import RENDERERS, opened, page_errors
+from end_to_end.browser import RENDERERS, TWO_FRAMES, opened, our_errors
 
 PICTURE = "browser_test.png"
 APPLY, ANIMATION = "GuidedSynthesis_ApplyView", "GuidedSynthesis_ViewAnimation"
-OURS = "/extensions/guided_synthesis/"
 FIRST, SECOND = "rotate 180", "negate"
 PLAY, PAUSE, NEXT = "Play the views", "Pause", "Next reading"
 NODE, OTHER = 5, 6  # the Apply View of the graph, and a node that is none
@@ -40,7 +39,6 @@ ADD = """([type, kept]) => {
     if (kept) app.nodeOutputs[node.id] = app.nodeOutputs[kept];
     return node.id;
 }"""
-TWO_FRAMES = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
 def graph() -> dict[str, Any]:
@@ -87,7 +85,7 @@ def nothing_goes_wrong(page: Page) -> Iterator[None]:
     """Let the pointer start beside the player, and fail a test in which our scripts wrote an error."""
     page.mouse.move(1400, 900)
     yield
-    assert [error for error in page_errors(page) if OURS in error] == []
+    assert our_errors(page) == []
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from comfy_host.places import ROOT
 from comfy_host.server import Server
-from end_to_end.browser import opened
+from end_to_end.browser import FIRST_GRAPH, opened
 
 LANGUAGE = "zh"
 FOLDER = ROOT / "locales" / LANGUAGE
@@ -24,7 +24,6 @@ ADD = """(type) => {
     app.graph.clear();
     app.graph.add(node);
 }"""
-FIRST_GRAPH = "!!app.extensionManager.workflow.activeWorkflow"
 # Frontend 1.32.9 loses the texts of all packs when it loads a language (ComfyUI_frontend, issue 6748; 1.34.9 is cured).
 # This gives them back as later ones do, and takes up the nodes again as the page does when its language is changed.
 GIVE_BACK = """async (language) => {

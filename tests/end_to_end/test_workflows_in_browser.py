@@ -6,6 +6,7 @@ A picture of each is left in .host/screenshots/<page>/<renderer>/<workflow>.png.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import combinations, product
@@ -22,7 +23,7 @@ from comfy_host.locate import Host
 from comfy_host.places import BASE, DEMO_MODEL, HOST, WORKFLOWS, graph_names
 from comfy_host.server import Server, running
 from comfy_host.workflow import to_prompt
-from end_to_end.browser import RENDERERS, opened, page_errors
+from end_to_end.browser import RENDERERS, TWO_FRAMES, opened, page_errors
 
 Json = dict[str, Any]
 SERVERS = {"pinned": "server", "newest": "newest_server"}  # the fixture that serves each page
@@ -63,7 +64,6 @@ LOAD = """async (graph) => {
     Object.assign(app.canvas.ds, { scale, offset: [80 / scale - left, 130 / scale - top] });
     app.canvas.setDirty(true, true);
 }"""
-TWO_FRAMES = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 # Every Load Image shows its picture, and every note its text.
 SHOWN = """() => {
     const there = (node) => LiteGraph.vueNodesMode
@@ -145,7 +145,8 @@ def furnished() -> Iterator[None]:
     placed = []
     for picture in (WORKFLOWS / "inputs").glob("*.png"):
         placed.append(BASE / "input" / picture.name)
-        link_file(picture, placed[-1])
+        placed[-1].unlink(missing_ok=True)
+        shutil.copyfile(picture, placed[-1])  # the host would write an upload of that name through a link
     graphs = map(load_graph, graph_names())
     loaders = (node for graph in graphs for node in graph["nodes"] if node["type"] == LOADER)
     for name in {node["widgets_values"][0] for node in loaders}:
