@@ -51,8 +51,10 @@ class Recording:
         else:
             sums.total, sums.steps = sums.total + words, sums.steps + 1
 
-    def heat(self, words: tuple[int, ...]) -> Tensor:
+    def heat(self, words: tuple[int, ...], pictures: int | None = None) -> Tensor:
         """Return the map of `words` (token positions) as (B, 1, h, w), float32, at the latent's size.
+
+        Of the first `pictures` only, if that is given.
 
         The mean probability over heads, layers and steps (not scaled). Raises ValueError if nothing was recorded.
         """
@@ -65,7 +67,8 @@ class Recording:
         columns = torch.tensor([self.tokens.index(token) for token in words])
         found = []
         for sums in self.sums.values():
-            heat = sums.total.index_select(-1, columns.to(sums.total.device)).mean(-1) / sums.steps
+            total = sums.total[:pictures]
+            heat = total.index_select(-1, columns.to(total.device)).mean(-1) / sums.steps
             padded = [side * sums.scale for side in sums.grid]  # the last row and column may stand over
             large = interpolate(heat.unflatten(-1, sums.grid)[:, None], padded, mode="bicubic")
             found.append(large[..., : self.latent[0], : self.latent[1]].clamp(min=0))

@@ -20,6 +20,7 @@ from .host import checks
 from .host.attention_explorer import GROUND, MAP, explorer_ui
 from .host.attention_hook import check_unet
 from .host.recording import AttentionMaps
+from .host.restarts import check_interrupt
 from .host.schema import tolerant
 from .host.sockets import AttentionMapsSocket, PromptSocket
 from .host.widgets import heavy_at_scale_1, scale_switches, scales_on
@@ -150,16 +151,23 @@ def _explorer(
 
     The maps are square; the browser draws them at the picture's shape.
     """
-    maps = _coloured(_enlarged(_heat(prompt, recording, "")[:1], [MAP, MAP])).movedim(-1, 1)
+    maps = _coloured(_enlarged(_heat(prompt, recording, "", 1), [MAP, MAP])).movedim(-1, 1)
     ground = torch.full((3, *size), GROUND) if picture is None else picture[0]
     return explorer_ui([word.text for word in prompt.words], maps, ground)
 
 
-def _heat(prompt: Prompt, recording: Recording, words: str) -> Tensor:
-    """Return the maps of the queries in `words`, or of every word: (B, queries, h, w)."""
+def _heat(prompt: Prompt, recording: Recording, words: str, pictures: int | None = None) -> Tensor:
+    """Return the maps of the queries in `words`, or of every word: (B, queries, h, w).
+
+    Of the first `pictures` only, if that is given. Raises the host's interrupt.
+    """
     queries = [query for query in words.replace("\n", ",").split(",") if query.strip()]
     spans = [prompt.find(query) for query in queries] or [word.tokens for word in prompt.words]
-    return torch.cat([recording.heat(span) for span in spans], 1)
+    maps = []
+    for span in spans:
+        check_interrupt()
+        maps.append(recording.heat(span, pictures))
+    return torch.cat(maps, 1)
 
 
 def _pictures(image: Tensor, count: int) -> Tensor:

@@ -24,6 +24,7 @@ PART = (
     "{share:.0%} of the picture must stay (red in the preview); the rest is free. If it is the other way round, put "
     "Invert Mask before mask."
 )
+OFF = "Off: strength is 0."
 AUTOMATIC = "auto_mask frees what the edit changes, too; it is found while sampling."
 RED = 0.6  # how much of what must stay is red in the preview
 
@@ -90,7 +91,7 @@ class PerceptualGuidance(io.ComfyNode):
         region = checks.mask(mask, pictures, "mask", "the reference")
         check_decoder(decoder, vae, model)
         if strength == 0:
-            return io.NodeOutput(model)
+            return io.NodeOutput(model, ui=_told([OFF]))
         check_lpips(net)
         threshold = auto_mask_threshold if auto_mask else None
         settings = Settings(
@@ -103,13 +104,17 @@ class PerceptualGuidance(io.ComfyNode):
 def _preview(cls: type[io.ComfyNode], pictures: Tensor, region: Tensor | None, automatic: bool) -> dict:
     """Return how much of the picture must stay, and the reference with that in red."""
     sentences = [_coverage(region)] + [AUTOMATIC] * automatic
-    shown = ui.PreviewText("\n".join(sentences)).as_dict()
+    shown = _told(sentences)
     if region is None:
         return shown
     painted = pictures.expand(max(len(pictures), len(region)), -1, -1, -1).clone()
     red = RED * fitted(region, *pictures.shape[-2:]).clamp(0, 1)
     painted = painted * (1 - red) + red * painted.new_tensor([1.0, 0.0, 0.0])[:, None, None]
     return shown | ui.PreviewImage(painted.movedim(1, -1), cls=cls).as_dict()
+
+
+def _told(sentences: list[str]) -> dict:
+    return ui.PreviewText("\n".join(sentences)).as_dict()
 
 
 def _coverage(region: Tensor | None) -> str:

@@ -110,6 +110,8 @@ class SaliencyNoise(io.ComfyNode):
         asked = _asked(picture, width, height, cell) if latent is None else _size_of(latent, cell)
         index, about = _labelled(classifier, picture, label)
         scene = Scene(model, vae, classifier, _fitted(picture, asked, cell), index, decoder)
+        if guider is not None:
+            scene.check_salient()
         found = _structure(source, scene, Matching(descent, layers, space, seed))
         if guider is not None:
             found = with_contrast(found, scene, guider, seed)

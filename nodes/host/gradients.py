@@ -179,7 +179,9 @@ def _views_copied(patch: Callable[..., Any]) -> Callable[..., Any]:
     """Return `patch` such that autograd keeps copies of views: FreeU V2 overwrites what it has just multiplied."""
 
     def copying(*args: Any, **kwargs: Any) -> Any:
-        with saved_tensors_hooks(lambda kept: kept.clone() if kept._is_view() else kept, lambda kept: kept):
+        with saved_tensors_hooks(
+            lambda kept: kept.clone() if kept._is_view() else kept.detach(), lambda kept: kept
+        ):
             return patch(*args, **kwargs)
 
     return copying

@@ -70,6 +70,10 @@ class Scene:
         height, width = (side // self.vae.downscale_ratio for side in self.reference.shape[-2:])
         return 1, self.vae.latent_channels, height, width
 
+    def check_salient(self) -> None:
+        """Raise ValueError if nothing in the reference speaks for the label."""
+        _ = self.salient
+
     @cached_property
     def salient(self) -> Tensor:
         """Return how salient each cell of the noise is for the label, (1, 1, h, w) in [0, 1].

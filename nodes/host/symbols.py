@@ -85,7 +85,13 @@ NEEDED = {
         "comfy.sd1_clip.load_embed",
     ),
     "attention_regions": ATTENTION,
-    "attention_maps": (*ATTENTION, "comfy.patcher_extension.WrappersMP.OUTER_SAMPLE"),
+    "attention_maps": (
+        *ATTENTION,
+        *COMMON,
+        *RESTARTING,
+        "comfy.patcher_extension.WrappersMP.OUTER_SAMPLE",
+        "comfy_api.latest.ui.ImageSaveHelper.save_animated_webp",
+    ),
     "prompt_to_prompt": (*ATTENTION, *FITTING, "comfy_api.latest.ui.PreviewText"),
     "inversion": (*INVERTING, "comfy_api.latest.ui.PreviewImage", "comfy_api.latest.ui.PreviewText"),
     "null_text": (

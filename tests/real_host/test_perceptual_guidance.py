@@ -135,7 +135,9 @@ def distances(tiny, latents, reference):
 
 
 def test_strength_zero_returns_the_very_model(host, tiny, node, reference):
-    assert guide(node, tiny, reference, strength=0.0) is tiny[0]
+    off = execute(node, tiny, reference, strength=0.0)
+    assert off.args[0] is tiny[0]
+    assert off.ui["text"] == ("Off: strength is 0.",)  # not what an earlier run said
 
 
 def test_a_range_without_a_step_is_the_host_to_the_bit(host, tiny, node, reference, opened):

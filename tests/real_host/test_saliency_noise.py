@@ -812,8 +812,12 @@ def test_a_guider_of_other_latents_is_refused_before_any_work(host, node, tiny, 
         made(guider=guider(model=model))
 
 
-@pytest.mark.parametrize("widgets", [{"source": "saliency"}, {"source": "feature map", "guider": True}])
+@pytest.mark.parametrize(
+    "widgets", [{"source": "saliency"}, {"source": "gradient inversion", "guider": True}]
+)
 def test_a_label_that_nothing_speaks_for_is_one_clear_sentence(made, work, guider, monkeypatch, widgets):
+    """It is said before the long search."""
+    monkeypatch.setattr(work, "GradientMatching", None)
     monkeypatch.setattr(work, "saliency", lambda network, prepare, picture, label: 0 * picture[:, :1])
     with pytest.raises(
         ValueError, match=r"Nothing in the reference speaks for the label fox \(Grad-CAM is 0"

@@ -45,7 +45,9 @@ def test_a_map_is_the_mean_over_tokens_heads_layers_and_steps():
         )
         large = interpolate(fox[:, None], scale_factor=layer.scale, mode="bicubic")
         expected.append(large[..., :9, :13].clamp(min=0))
-    assert torch.allclose(recording.heat((2, 3)), (expected[0] + expected[1]) / 2, atol=1e-7)
+    heat = recording.heat((2, 3))
+    assert torch.allclose(heat, (expected[0] + expected[1]) / 2, atol=1e-7)
+    assert torch.equal(recording.heat((2, 3), pictures=1), heat[:1])
 
 
 @pytest.mark.parametrize("latent", [(9, 13), (16, 16), (1, 7), (33, 20)])
