@@ -36,8 +36,19 @@ def ensure_environment(for_tests: bool) -> Path:
 
 
 def pip(what: str, *arguments: str) -> None:
-    """Run the environment's pip, show what it does on one line; raise Problem with the cause if it fails."""
-    command = [str(python_of(VENV)), "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
+    """Run pip, show what it does on one line; raise Problem with the cause if it fails.
+
+    It is that of `.venv`, or, where the user's own ComfyUI makes that needless, of the Python that runs this.
+    """
+    python = python_of(VENV)
+    command = [
+        str(python if python.exists() else sys.executable),
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--no-input",
+        *arguments,
+    ]
     command += ["--no-cache-dir", "--progress-bar", "off"]
     began, tail = time.monotonic(), deque[str](maxlen=200)
     print(f"{what} ...", flush=True)

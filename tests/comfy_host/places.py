@@ -38,6 +38,8 @@ def inside_checkout(environment: dict[str, str] | None = None) -> dict[str, str]
     kept.update({name: str(HOST / "cache" / folder) for name, folder in CACHES.items()})
     kept.update(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary)))
     kept.update(PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8", HF_HUB_OFFLINE="1", DO_NOT_TRACK="1")
+    for name in ("NO_PROXY", "no_proxy"):  # a proxy cannot see this machine's own servers
+        kept[name] = ",".join(filter(None, [kept.get(name), "127.0.0.1,localhost"]))
     kept.pop("PYTHONPATH", None)
     kept.pop("PYTHONHOME", None)
     return kept

