@@ -72,12 +72,11 @@ def test_only_a_tag_publishes_and_only_what_passed_the_tests():
     publish = workflow("publish.yml")
     assert publish["on"] == {"push": {"tags": ["v*"]}}
     jobs = publish["jobs"]
-    assert (jobs["release"]["needs"], jobs["tests"]["needs"]) == ("tests", "check")
+    assert [jobs[name]["needs"] for name in ("tests", "release", "registry")] == ["check", "tests", "release"]
+    assert [name for name, job in jobs.items() if "write" in str(job.get("permissions"))] == ["release"]
     assert "ci.yml" in jobs["tests"]["uses"] and "release_notes.py" in jobs["check"]["steps"][-1]["run"]
-    assert (
-        jobs["release"]["steps"][-1]["with"]["personal_access_token"]
-        == "${{ secrets.REGISTRY_ACCESS_TOKEN }}"
-    )
+    token = jobs["registry"]["steps"][-1]["with"]["personal_access_token"]
+    assert token == "${{ secrets.REGISTRY_ACCESS_TOKEN }}"
 
 
 @pytest.mark.parametrize("file", FORMS, ids=by_name)
