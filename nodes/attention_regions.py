@@ -97,7 +97,8 @@ class PaintedRegions(io.ComfyNode):
             inputs=[
                 PromptSocket.Input("prompt", tooltip=PROMPT),
                 io.Image.Input(
-                    "painting", tooltip="The painted blobs, from the Painter node or any image file."
+                    "painting",
+                    tooltip="The painted blobs, from any image file or the Painter node of newer ComfyUI versions.",
                 ),
                 io.String.Input(
                     "table",

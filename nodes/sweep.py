@@ -184,7 +184,7 @@ def _values_input() -> io.Input:
     return io.String.Input(
         "values",
         default="0, 0.5, 1, 2",
-        tooltip="The values of the setting, separated by commas: 0, 0.5, 1, 2. Each once.",
+        tooltip="The values of the setting, separated by commas: 0, 0.5, 1, 2. No value twice.",
     )
 
 

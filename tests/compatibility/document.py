@@ -23,8 +23,9 @@ Made with ComfyUI {core} and torch {torch}.
 
 Numbers in parentheses lead to the reasons below each table.
 
-SD 1.x, SD 2.x and SDXL are what the pack is for. Other image models: the nodes that read attention refuse them with a
-sentence; the others try.
+SD 1.x, SD 2.x and SDXL are what the pack is for. Other image models: the nodes that read attention, and Invert, refuse
+them with a sentence; the others try. Null-Text Optimisation counts as working where the picture comes closer to the
+photo: only euler and ddim bring it back.
 """
 Verdicts = dict[str, dict[str, str]]
 
