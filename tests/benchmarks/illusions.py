@@ -71,6 +71,8 @@ FAMILIES = (
     Family("negate", ("identity", "negate"), (PIXEL,), places=("at night", "in front of a white wall")),
     Family("hybrid", ("low pass", "high pass"), (LATENT, PIXEL), {"sigma": 0.036}),
 )
+HALF_TURN = FAMILIES[2]  # it chooses the pairs for all, but for rows of other choices:
+DRAWN, OWN = "pairs as drawn", "pairs chosen by it"
 
 
 def candidates(count: int) -> list[Pair]:
@@ -154,36 +156,36 @@ def kept(name: str, make: Callable[[], Any]) -> Any:
     return torch.load(path, weights_only=True)
 
 
-def chosen(bench: Bench) -> list[Pair]:
-    """Return the pairs that turn by 180 degrees best, of random ones, with a seed that is not judged."""
-    pairs, half_turn, judge = candidates(CANDIDATES), FAMILIES[2], classifier.load()
+def chosen(bench: Bench, family: Family) -> list[Pair]:
+    """Return the pairs that suit a family best, of random ones, with a seed that is not judged."""
+    pairs, judge = candidates(CANDIDATES), classifier.load()
 
     def scores() -> Tensor:
         found = []
         for start in range(0, CANDIDATES, BATCH):
             batch = pairs[start : start + BATCH]
-            latents = bench.sampled(half_turn, LATENT, batch, CHOOSING)
-            seen = [judge.scores(picture) for picture in bench.readings(half_turn, latents)]
+            latents = bench.sampled(family, LATENT, batch, CHOOSING)
+            seen = [judge.scores(picture) for picture in bench.readings(family, latents)]
             own = [each.gather(1, nouns(batch, at)[:, None]) for at, each in enumerate(seen)]
             found.append(torch.minimum(*own).squeeze(1))
         return torch.cat(found)
 
-    best = kept("choice", scores).topk(PAIRS).indices.sort().values
+    best = kept(f"choice_{family.name}".replace(" ", "-"), scores).topk(PAIRS).indices.sort().values
     return [pairs[number] for number in best.tolist()]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A family made in one way, of pairs that were chosen or of those that were drawn first."""
+    """A family made in one way, of pairs that were chosen by a half turn or in another way."""
 
     family: Family
     way: str
-    drawn: bool = False
+    choice: str = ""
 
     @property
     def name(self) -> str:
         """Return what the table calls it."""
-        return f"{self.family.name}{', pairs as drawn' * self.drawn} | {self.way}"
+        return f"{self.family.name}{self.choice and ', '}{self.choice} | {self.way}"
 
     @property
     def file(self) -> str:
@@ -192,7 +194,9 @@ class Row:
 
     def pairs(self, bench: Bench) -> list[Pair]:
         """Return its pairs."""
-        return candidates(CANDIDATES)[:PAIRS] if self.drawn else chosen(bench)
+        if self.choice == DRAWN:
+            return candidates(CANDIDATES)[:PAIRS]
+        return chosen(bench, self.family if self.choice == OWN else HALF_TURN)
 
     def made(self, bench: Bench) -> tuple[Tensor, float]:
         """Return latents (seeds * pairs, C, h, w), seed by seed, and the CPU seconds of one picture."""
@@ -216,7 +220,8 @@ class Row:
 
 ROWS = (
     *[Row(family, way) for family in FAMILIES for way in family.ways],
-    Row(FAMILIES[2], LATENT, drawn=True),
+    Row(HALF_TURN, LATENT, DRAWN),
+    *[Row(family, LATENT, OWN) for family in FAMILIES[:2]],
 )
 
 
@@ -275,10 +280,11 @@ HEAD = """| views | domain | first | second | both | hidden | best of 4 | best o
 LEGEND = f"""{STEPS} steps of {SAMPLER}, {SCHEDULER}, CFG {CFG:g}. The prompts of a pair are "a photo of a fox in front
 of a red wall", "a photo of an owl in front of a red wall": two nouns drawn at random, one place (negate: at night, and
 before a white wall). Of {CANDIDATES} such pairs those {PAIRS} are taken whose picture for a half turn is best with
-another seed, as an artist tries which prompts go together; the last row is of pairs that were not chosen. First,
-second, both: share of the pictures in which the noun is the best of the classifier's {len(NOUNS)} in its own view
-(chance {1 / len(NOUNS):.2f}; for both {1 / len(NOUNS) ** 2:.3f}). Hidden: both, and neither noun is the best one in
-the view of the other for a second classifier, which knows things upright, on their sides and upside down: it sees
-through a turn where the shape is clear. Best of 4: of a pair's four seeds one at least. A hybrid is
-judged at its size, and small (1/{FAR}) for what is seen from afar. s: CPU seconds of sampling for a picture, one
-thread, in batches of {BATCH}, on a machine at work with other things."""
+another seed, as an artist tries which prompts go together; as drawn: the first {PAIRS}, not chosen; chosen by it: by
+the view of the row in the place of the half turn. First, second, both: share of the pictures in which the noun is the
+best of the classifier's {len(NOUNS)} in its own view (chance {1 / len(NOUNS):.2f}; for both
+{1 / len(NOUNS) ** 2:.3f}). Hidden: both, and neither noun is the best one in the view of the other for a second
+classifier, which knows things upright, on their sides and upside down: it sees through a turn where the shape is clear.
+Best of 4: of a pair's four seeds one at least. A hybrid is judged at its size, and small (1/{FAR}) for what is seen
+from afar. s: CPU seconds of sampling for a picture, one thread, in batches of {BATCH}, on a machine at work with other
+things."""

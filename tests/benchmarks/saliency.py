@@ -37,7 +37,7 @@ from tiny_sd.world import PLACES, SIZE, Scene, draw, make_spec
 
 FOLDER = KEPT.with_name("saliency")
 REFERENCES, SEEDS, FIRST = 30, (1000, 2000, 3000, 4000), data.HELD_OUT + 150_000  # tried on others
-INVERTED = 6  # of the references, for gradient inversion over pixels: minutes each
+INVERTED = 6  # of the references, for searches of minutes each: the paper's over pixels, and through the VAE
 OFF = 0.1  # how far from the middle the reference's object is at least, of the width
 STEPS, CFG, BATCH, REAL = 20, 5.0, 24, 400
 TIMESTEP, LEAST = (
@@ -293,7 +293,8 @@ def _inversion(steps: int, contrast: bool = False) -> Row:
 
 def _default(space: str, decoder: str = "linear", contrast: bool = False) -> Row:
     name = f"gradient inversion, {space}{f' ({decoder})' * (space == saliency.LATENT)}, default"
-    return Row(name, partial(from_default, space=space, decoder=decoder), contrast=contrast)
+    source = partial(from_default, space=space, decoder=decoder)
+    return Row(name, source, contrast=contrast, count=INVERTED if decoder == "vae" else REFERENCES)
 
 
 def _searched(contrast: bool = False) -> Row:
