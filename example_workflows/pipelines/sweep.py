@@ -14,13 +14,15 @@ import copy
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import signal
 import sys
 import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,8 @@ import dask
 import requests
 from client import run
 from distributed import Client, LocalCluster, as_completed, get_worker
+
+NO_COMFYUI = (LookupError, TypeError, AttributeError)  # what `run` raises if something else answers
 
 
 class HostLost(Exception):
@@ -47,12 +51,13 @@ def main(words: list[str] | None = None) -> int:
     """Do what the command line says; return 0 if every job is done, 1 if some are left."""
     asked = command_line().parse_args(words)
     workflow = read_workflow(asked.workflow)
-    jobs = grid(workflow, dict(setting(workflow, *told) for told in asked.set))
+    jobs = grid(workflow, settings(workflow, asked.set))
     index = read_index(asked.out)
-    left = {job.name: job for job in jobs if job.name not in index}
+    left = {name: job for name, job in jobs.items() if name not in index}
     print(f"{len(jobs)} jobs, {len(jobs) - len(left)} of them done already", flush=True)
     asked.out.mkdir(parents=True, exist_ok=True)
-    for job, record in results(list(left.values()), [host.rstrip("/") for host in asked.host], asked.out):
+    hosts = [host.rstrip("/") for host in asked.host]
+    for job, record in results(list(left.values()), hosts, asked.out, asked.patience):
         if "files" in record:
             index[job.name] = record
             write(asked.out / "index.json", json.dumps(index, indent=1).encode())
@@ -73,6 +78,8 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures and index.json")
     sets = "values for an input, one after the other; again for each input; 1..4 is 1 2 3 4"
     parser.add_argument("--set", action="append", default=[], nargs="+", metavar="NODE.INPUT=X", help=sets)
+    patience = "give up a host that has not ended a job after so long; without it a job may take any time"
+    parser.add_argument("--patience", type=float, default=math.inf, metavar="SECONDS", help=patience)
     return parser
 
 
@@ -85,6 +92,17 @@ def read_workflow(file: Path) -> dict:
     except (OSError, AttributeError, TypeError, ValueError):
         pass
     raise SystemExit(f"{file} is no workflow in API form: export it in ComfyUI with File, Export (API).")
+
+
+def settings(workflow: dict, sets: list[list[str]]) -> dict[str, list]:
+    """Read the words of every --set; leave with a sentence if two are of the same input."""
+    read: dict[str, list] = {}
+    for words in sets:
+        place, values = setting(workflow, *words)
+        if place in read:
+            raise SystemExit(f"--set {place} is there twice: name all its values after one --set {place}=.")
+        read[place] = values
+    return read
 
 
 def setting(workflow: dict, first: str, *more: str) -> tuple[str, list]:
@@ -101,6 +119,8 @@ def meant(text: str, now: object, place: str) -> list:
     if isinstance(now, str):
         return [text]
     if steps := re.fullmatch(r"(-?\d+)\.\.(-?\d+)", text):
+        if int(steps[1]) > int(steps[2]):
+            raise SystemExit(f"--set {place}: {text} has no values: put the smaller number first.")
         return list(range(int(steps[1]), int(steps[2]) + 1))
     try:
         return [json.loads(text)]
@@ -108,10 +128,11 @@ def meant(text: str, now: object, place: str) -> list:
         raise SystemExit(f"--set {place}: {text!r} is no number; the workflow has {now!r} there.") from None
 
 
-def grid(workflow: dict, settings: dict[str, list]) -> list[Job]:
-    """Return a job for every combination of the settings."""
-    combinations = itertools.product(*settings.values())
-    return [make_job(workflow, dict(zip(settings, chosen, strict=True))) for chosen in combinations]
+def grid(workflow: dict, values: dict[str, list]) -> dict[str, Job]:
+    """Return a job for every combination of the values, by its name: equal ones are one."""
+    combinations = itertools.product(*values.values())
+    jobs = [make_job(workflow, dict(zip(values, chosen, strict=True))) for chosen in combinations]
+    return {job.name: job for job in jobs}
 
 
 def make_job(workflow: dict, values: dict) -> Job:
@@ -132,12 +153,13 @@ def read_index(out: Path) -> dict[str, dict]:
     return {name: it for name, it in index.items() if all((out / file).is_file() for file in it["files"])}
 
 
-def results(jobs: list[Job], hosts: list[str], out: Path) -> Iterator[tuple[Job, dict]]:
+def results(jobs: list[Job], hosts: list[str], out: Path, patience: float) -> Iterator[tuple[Job, dict]]:
     """Yield each job with its record as soon as it is done, or has failed; end early if no host is left."""
     lost_hosts: dict[str, list[str]] = {job.name: [] for job in jobs}
     alive = set(range(len(hosts)))
     with dask_workers(len(hosts)) as engine:
-        futures = dict(zip(engine.map(render, jobs, hosts=hosts, out=out), jobs, strict=True))
+        tasks = engine.map(render, jobs, hosts=hosts, out=out, patience=patience)
+        futures = dict(zip(tasks, jobs, strict=True))
         finished = as_completed(futures)
         for future in finished:
             job, error = futures[future], future.exception()
@@ -167,22 +189,38 @@ def dask_workers(number: int) -> Iterator[Client]:
         yield engine
 
 
-def render(job: Job, hosts: list[str], out: Path) -> dict:
+def render(job: Job, hosts: list[str], out: Path, patience: float) -> dict:
     """Do a job on the host of this Dask worker and write its pictures; raise HostLost if the host is gone."""
-    number = get_worker().name
-    try:
-        pictures = run(hosts[number], job.workflow)
-    except (requests.RequestException, KeyError) as error:  # KeyError: something answers, but no ComfyUI
+    worker = get_worker()
+    host = hosts[worker.name]
+    if lost := getattr(worker, "lost", None):
         time.sleep(1)  # until this worker is retired it fails with one job, and not with all that are left
-        raise HostLost(number, f"{type(error).__name__} {error}") from None
+        raise lost
+    try:
+        pictures = run_or_clear(host, job.workflow, time.monotonic() + patience)
+    except (requests.RequestException, *NO_COMFYUI) as error:
+        worker.lost = HostLost(worker.name, f"{type(error).__name__} {error}")
+        raise worker.lost from None
     except RuntimeError as refusal:
-        return {"host": hosts[number], "problem": str(refusal)}
+        return {"host": host, "problem": str(refusal)}
     if not pictures:
-        return {"host": hosts[number], "problem": "the workflow saves no picture: give it a Save Image node"}
+        return {"host": host, "problem": "the workflow saves no picture: give it a Save Image node"}
     files = [f"{job.name}_{count}{Path(name).suffix}" for count, (name, _) in enumerate(pictures, 1)]
     for file, (_, picture) in zip(files, pictures, strict=True):
         write(out / file, picture)
-    return {"values": job.values, "host": hosts[number], "files": files}
+    return {"values": job.values, "host": host, "files": files}
+
+
+def run_or_clear(host: str, workflow: dict, until: float) -> list[tuple[str, bytes]]:
+    """Do as `run`; if that raises, leave nothing of the workflow in the host's queue."""
+    name = str(uuid.uuid4())
+    try:
+        return run(host, workflow, until, prompt_id=name)
+    except Exception:  # a host that refuses a part of the workflow runs the rest; one that hangs may go on
+        with suppress(requests.RequestException):
+            requests.post(f"{host}/queue", json={"delete": [name]}, timeout=10)
+            requests.post(f"{host}/interrupt", json={"prompt_id": name}, timeout=10)
+        raise
 
 
 def write(file: Path, data: bytes) -> None:

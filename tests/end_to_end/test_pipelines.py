@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,11 @@ import pytest
 import requests
 from PIL import Image
 
-from comfy_host.base import prepare_base
 from comfy_host.client import Client
 from comfy_host.graphs import DEMO_SHRINK, Choice, load_graph, prepare
-from comfy_host.locate import find_host
+from comfy_host.locate import Host
 from comfy_host.places import DEMO_MODEL, ROOT, WORKFLOWS, graph_names
-from comfy_host.server import Server, free_port, start, stop
+from comfy_host.server import Server, running
 from comfy_host.workflow import widgets
 
 PIPELINES = WORKFLOWS / "pipelines"
@@ -40,12 +39,17 @@ class Sweeps:
     folder: Path
     survivor: Server
 
-    def start(self, *hosts: Server) -> subprocess.Popen:
-        """Start the sweep on these hosts."""
+    @contextmanager
+    def start(self, *hosts: Server) -> Iterator[subprocess.Popen]:
+        """Start the sweep on these hosts; leaving ends it, also by an error."""
         command = [sys.executable, str(PIPELINES / "sweep.py"), str(self.folder / "workflow.json")]
         command += ["--out", str(self.out)] + [f"--host={host.address}" for host in hosts] + ["--set", *GRID]
         inside = {"DASK_CONFIG": str(self.folder / "dask"), "TMPDIR": str(self.folder)}
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | inside)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | inside) as sweep:
+            try:
+                yield sweep
+            finally:
+                sweep.kill()
 
     @property
     def out(self) -> Path:
@@ -97,11 +101,13 @@ def sweeps(server: Server, workflow: dict, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def killed(sweeps: Sweeps) -> Killed:
+def killed(sweeps: Sweeps, program: Host) -> Killed:
     """Sweep over two hosts and kill one of them while it works."""
     before = done_by(sweeps.survivor)
-    with second_host(sweeps.folder / "second") as second:
-        sweep = sweeps.start(sweeps.survivor, second)
+    with (
+        second_host(program, sweeps.folder / "second") as second,
+        sweeps.start(sweeps.survivor, second) as sweep,
+    ):
         while not (sweeps.records() and busy(second)):
             assert sweep.poll() is None
             time.sleep(0.05)
@@ -110,18 +116,11 @@ def killed(sweeps: Sweeps) -> Killed:
     return Killed(second.address, said, sweep.returncode, done_by(sweeps.survivor) - before)
 
 
-@contextmanager
-def second_host(folder: Path) -> Iterator[Server]:
+def second_host(program: Host, folder: Path) -> AbstractContextManager[Server]:
     """Run one more host on the same models and input pictures; what it writes goes to `folder`."""
-    host, port = find_host(), free_port()
     (folder / "user").mkdir(parents=True)
     own = [f"--{kind}-directory={folder / kind}" for kind in ("output", "temp", "user")]
-    options = [*prepare_base(host), *own, "--port", str(port)]
-    process = start(host, options, port, folder / "host.log")
-    try:
-        yield Server(port, process)
-    finally:
-        stop(process)
+    return running(program, log=folder / "host.log", further=own)
 
 
 def busy(server: Server) -> bool:
@@ -176,6 +175,21 @@ def test_the_client_tells_a_refusal_and_a_failure_in_the_hosts_words(server: Ser
         run(server.address, {"1": {"class_type": "NoSuchNode", "inputs": {}}})
 
 
+def test_a_sweep_takes_back_what_the_host_accepts_of_a_workflow_that_it_refuses(
+    server: Server, workflow: dict, tmp_path: Path, monkeypatch
+):
+    monkeypatch.syspath_prepend(PIPELINES)
+    monkeypatch.setenv("DASK_CONFIG", str(tmp_path))
+    half = deepcopy(workflow) | {"20": {"class_type": "SaveImage", "inputs": {"filename_prefix": "half"}}}
+    half[SAMPLER]["inputs"]["steps"] = 10000  # minutes
+    with pytest.raises(RuntimeError, match="^node 20: Required input is missing: images$"):
+        __import__("sweep").run_or_clear(server.address, half, time.monotonic())
+    deadline = time.monotonic() + 60
+    while busy(server):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_a_sweep_loses_no_job_to_a_killed_host_and_does_none_twice(sweeps: Sweeps, killed: Killed):
     assert killed.code == 0, killed.said
     records = sweeps.records()
@@ -202,8 +216,8 @@ def test_a_second_sweep_does_nothing_but_what_was_deleted(sweeps: Sweeps, killed
     for deleted in (0, 1):
         if deleted:
             (sweeps.out / record["files"][0]).unlink()
-        sweep = sweeps.start(sweeps.survivor)
-        said = sweep.communicate(timeout=300)[0].splitlines()
+        with sweeps.start(sweeps.survivor) as sweep:
+            said = sweep.communicate(timeout=300)[0].splitlines()
         assert sweep.returncode == 0
         assert said[0] == f"{JOBS} jobs, {JOBS - deleted} of them done already"
         assert said[1:] == [f"{name}: done ({sweeps.survivor.address})"][:deleted]
