@@ -73,6 +73,7 @@ FAMILIES = (
 )
 HALF_TURN = FAMILIES[2]  # it chooses the pairs for all, but for rows of other choices:
 DRAWN, OWN = "pairs as drawn", "pairs chosen by it"
+OWN_CHOICE = ("flip vertical", "rotate 90 clockwise", "inner circle", "negate")
 
 
 def candidates(count: int) -> list[Pair]:
@@ -164,7 +165,7 @@ def chosen(bench: Bench, family: Family) -> list[Pair]:
         found = []
         for start in range(0, CANDIDATES, BATCH):
             batch = pairs[start : start + BATCH]
-            latents = bench.sampled(family, LATENT, batch, CHOOSING)
+            latents = bench.sampled(family, family.ways[0], batch, CHOOSING)
             seen = [judge.scores(picture) for picture in bench.readings(family, latents)]
             own = [each.gather(1, nouns(batch, at)[:, None]) for at, each in enumerate(seen)]
             found.append(torch.minimum(*own).squeeze(1))
@@ -221,7 +222,7 @@ class Row:
 ROWS = (
     *[Row(family, way) for family in FAMILIES for way in family.ways],
     Row(HALF_TURN, LATENT, DRAWN),
-    *[Row(family, LATENT, OWN) for family in FAMILIES[:2]],
+    *[Row(family, family.ways[0], OWN) for family in FAMILIES if family.name in OWN_CHOICE],
 )
 
 
