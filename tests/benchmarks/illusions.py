@@ -73,7 +73,7 @@ FAMILIES = (
 )
 HALF_TURN = FAMILIES[2]  # it chooses the pairs for all, but for rows of other choices:
 DRAWN, OWN = "pairs as drawn", "pairs chosen by it"
-OWN_CHOICE = ("flip vertical", "rotate 90 clockwise", "negate")
+OWN_CHOICE = ("flip vertical", "rotate 90 clockwise", "inner circle", "negate")
 
 
 def candidates(count: int) -> list[Pair]:
