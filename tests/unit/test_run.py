@@ -229,6 +229,21 @@ def test_children_keep_their_files_inside_the_checkout():
         assert Path(variables[name]).is_relative_to(HOST)
 
 
+def test_a_proxy_is_not_asked_for_this_machine():
+    assert inside_checkout({})["NO_PROXY"] == "127.0.0.1,localhost"
+    assert inside_checkout({"no_proxy": "intranet"})["no_proxy"] == "intranet,127.0.0.1,localhost"
+
+
+def test_without_an_environment_pip_is_that_of_the_python_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With COMFYUI_PATH there is none."""
+    monkeypatch.setattr(environment, "VENV", tmp_path / "none")
+    monkeypatch.setattr(environment, "PIP_LOG", tmp_path / "pip.log")
+    environment.pip("Asking", "download", "--help")
+    assert f"{sys.executable} -m pip download" in (tmp_path / "pip.log").read_text()
+
+
 def test_links_are_renewed_and_real_folders_are_left_alone(tmp_path: Path):
     first, second, link = tmp_path / "first", tmp_path / "second", tmp_path / "link"
     for folder in (first, second):
