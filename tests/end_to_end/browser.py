@@ -11,7 +11,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, Route, expect, sync_playwright
 
 from comfy_host.places import HOST
 
@@ -74,6 +74,16 @@ def opened(browser: Browser, address: str, *, nodes2: bool, **settings: Any) -> 
 def page_errors(page: Page) -> list[str]:
     """Return what went wrong in an `opened` page so far: what was thrown or written as error, and where."""
     return list(_errors[page])
+
+
+def check_that_the_wheel_zooms(page: Page, there: Locator) -> None:
+    """Turn the wheel over an element and wait until the graph is larger; then put it back to where tests have it."""
+    scale = page.evaluate("app.canvas.ds.scale")
+    there.hover()
+    page.mouse.wheel(0, -100)
+    page.wait_for_function("scale => app.canvas.ds.scale > scale", arg=scale)
+    page.evaluate("Object.assign(app.canvas.ds, { offset: [60, 120], scale: 1 })")
+    page.evaluate("app.graph.setDirtyCanvas(true, true)")
 
 
 def our_errors(page: Page) -> list[str]:

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from comfy_host.places import DEMO_MODEL
 from comfy_host.server import Server
-from end_to_end.browser import READY, RENDERERS, opened, our_errors
+from end_to_end.browser import READY, RENDERERS, check_that_the_wheel_zooms, opened, our_errors
 
 VIEW = "GuidedSynthesis_AttentionMapView"
 TEXT = "a photo of a fox and an apple in the snow"
@@ -285,12 +285,7 @@ def test_a_long_prompt_scrolls_and_leaves_room_for_the_map(page: Page, grey: Loc
 
 
 def test_over_the_picture_the_wheel_zooms_the_graph(page: Page, grey: Locator):
-    scale = page.evaluate("app.canvas.ds.scale")
-    grey.locator(".stage").hover()
-    page.mouse.wheel(0, -100)
-    page.wait_for_function("scale => app.canvas.ds.scale > scale", arg=scale)
-    page.evaluate("Object.assign(app.canvas.ds, { offset: [60, 120], scale: 1 })")
-    page.evaluate("app.graph.setDirtyCanvas(true, true)")
+    check_that_the_wheel_zooms(page, grey.locator(".stage"))
 
 
 def test_words_are_text_and_never_markup(page: Page, explorer: Locator, tmp_path: Path):

@@ -165,6 +165,15 @@ def test_a_blueprint_says_what_it_is_for_and_is_named_as_its_file(name: str):
     assert all(word["name"].replace("_", " ") in inside["description"] for word in inside["outputs"][1:])
 
 
+def test_of_a_batch_of_photos_the_first_is_edited():
+    """The guider's batch has all sources before all targets: of several photos, picture 1 would be the second one."""
+    (inside,) = blueprint(EDIT)["definitions"]["subgraphs"]
+    (slot,) = (number for number, socket in enumerate(inside["inputs"]) if socket["name"] == "photo")
+    wires = {(wire["origin_id"], wire["origin_slot"]): wire["target_id"] for wire in inside["links"]}
+    (node,) = (node for node in inside["nodes"] if node["id"] == wires[-10, slot])
+    assert (node["type"], node["widgets_values"]) == ("ImageFromBatch", [0, 1])
+
+
 def test_strokes_over_a_photo_become_real_and_the_rest_stays(page: Page, talk, pictures, judge, tmp_path):
     prompt = "a photo of a cat to the left of a red balloon in a green field"
     values = {"prompt": prompt, "tolerance": 0.11, "denoise": 0.79, "steps": 12, "cfg": 5.5, "seed": 1}

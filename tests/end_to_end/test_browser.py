@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from comfy_host.places import BASE, WORKFLOWS
 from comfy_host.server import Server
-from end_to_end.browser import RENDERERS, TWO_FRAMES, opened, our_errors
+from end_to_end.browser import RENDERERS, TWO_FRAMES, check_that_the_wheel_zooms, opened, our_errors
 
 PICTURE = "browser_test.png"
 APPLY, ANIMATION = "GuidedSynthesis_ApplyView", "GuidedSynthesis_ViewAnimation"
@@ -221,12 +221,7 @@ def test_frames_that_are_gone_are_said_to_be(page: Page):
 
 
 def test_the_wheel_zooms_the_graph_there_too(page: Page, player: Locator):
-    scale = page.evaluate("app.canvas.ds.scale")
-    player.locator(".picture").hover()
-    page.mouse.wheel(0, -100)
-    page.wait_for_function("scale => app.canvas.ds.scale > scale", arg=scale)
-    page.evaluate("app.canvas.ds.changeScale(1); app.canvas.ds.offset = [60, 120]")
-    page.evaluate("app.graph.setDirtyCanvas(true, true)")
+    check_that_the_wheel_zooms(page, player.locator(".picture"))
 
 
 def test_it_is_neither_saved_nor_sent(page: Page):
